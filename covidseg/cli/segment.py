@@ -1,0 +1,226 @@
+"""`covidseg segment`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from covidseg.cli.config_file import refuse_unknown_options
+from covidseg.cli.progress import peak_memory_mib, tile_progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from covidseg_runtime import Segmentation, Volume
+
+_INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OUTPUT = click.Path(dir_okay=False, path_type=Path)
+_NIFTI_ENDINGS = (".nii.gz", ".nii")
+_DEFAULT_MIN_LESION_ML = 0.05
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """The options of `covidseg segment` as click hands them over."""
+
+    output: Path | None
+    model: str | None
+    device: str
+    engine: str
+    report: Path | None
+    preview: Path | None
+    truth: Path | None
+    min_lesion_ml: float
+    json: bool
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """Where the results go."""
+
+    labels: Path
+    report: Path
+    preview: Path | None
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every file that will be written."""
+        return tuple(path for path in (self.labels, self.report, self.preview) if path)
+
+
+@click.command()
+@click.argument("scan", metavar="SCAN", type=_INPUT)
+@click.option(
+    "-o",
+    "--output",
+    type=_OUTPUT,
+    help="Label map, .nii.gz or .nii. [default: <SCAN>_covidseg.nii.gz in this folder]",
+)
+@click.option(
+    "--model",
+    metavar="NAME|DIR",
+    help="A shipped model, see `covidseg models`, or the folder of a bundle.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:n.")
+@click.option(
+    "--engine",
+    type=click.Choice(("auto", "openvino", "onnxruntime")),
+    default="auto",
+    show_default=True,
+    help="What computes; see `covidseg check`.",
+)
+@click.option("--report", type=_OUTPUT, help="JSON report. [default: beside the label map]")
+@click.option("--preview", type=_OUTPUT, help="Also draw slices with the labels as PNG.")
+@click.option("--truth", type=_INPUT, help="Also compare with this label map or infection mask.")
+@click.option(
+    "--min-lesion-ml",
+    type=click.FloatRange(min=0),
+    default=_DEFAULT_MIN_LESION_ML,
+    show_default=True,
+    help="Smaller infections become lung again.",
+)
+@click.option("--json", is_flag=True, help="Print the report, and nothing else, as JSON.")
+@click.pass_context
+def segment(ctx: click.Context, /, scan: Path, **options: Any) -> None:  # noqa: ANN401 - see SegmentOptions
+    """Label lungs and infection on the chest CT SCAN (NIfTI).
+
+    Labels: 1 left lung, 2 right lung, 3 infection. Research use only; not a medical device.
+    Opacities are not specific to COVID-19.
+    """
+    refuse_unknown_options(ctx)
+    wanted = SegmentOptions(**options)
+    files = plan_files(scan, wanted)
+    report = run_segment(scan, wanted, files)
+    if wanted.json:
+        click.echo(dumps(report, indent=2))
+    else:
+        _print_summary(report, files)
+
+
+def plan_files(scan: Path, options: SegmentOptions) -> OutputFiles:
+    """Decide where results go, before any work is done.
+
+    Raises:
+        click.UsageError: if a folder is missing, or a result would replace the scan, the truth or
+            another result.
+    """
+    labels = options.output or Path(f"{_stem(scan)}_covidseg.nii.gz")
+    if not labels.name.endswith(_NIFTI_ENDINGS):
+        raise click.UsageError(f"the label map {labels} must end in .nii.gz or .nii")
+    report = options.report or labels.with_name(f"{_stem(labels)}.json")
+    files = OutputFiles(labels, report, options.preview)
+    taken = [path.resolve() for path in (scan, options.truth) if path]
+    for path in files.all:
+        if not path.parent.is_dir():
+            raise click.UsageError(f"the folder of {path} does not exist")
+        if path.resolve() in taken:
+            raise click.UsageError(f"{path} would replace the scan, the truth or another result")
+        taken.append(path.resolve())
+    return files
+
+
+def run_segment(scan: Path, options: SegmentOptions, files: OutputFiles) -> dict[str, Any]:
+    """Read, segment, and write every result; the report comes back."""
+    from covidseg_runtime import (
+        Segmenter,
+        SegmentSettings,
+        build_report,
+        describe_scan,
+        read_volume,
+    )
+
+    settings = SegmentSettings(min_lesion_ml=options.min_lesion_ml)
+    volume = read_volume(scan)
+    truth = _read_truth(options, volume)
+    with Segmenter.open(
+        options.model, engine=options.engine, device=options.device, settings=settings
+    ) as segmenter:
+        engine, bundle = segmenter.engine, segmenter.bundle
+        click.echo(f"{bundle.name} {bundle.version} on {engine.name} {engine.precision}", err=True)
+        with tile_progress() as on_progress:
+            segmentation = segmenter.segment(volume, on_progress)
+        report = build_report(segmentation, bundle, engine, describe_scan(scan.name, volume))
+    report["dice"] = _dice(segmentation, truth)
+    _write(files, volume, segmentation, report, truth)
+    _print_cost(segmentation)
+    for warning in segmentation.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    return report
+
+
+def _read_truth(options: SegmentOptions, volume: Volume) -> NDArray[np.uint8] | None:
+    if options.preview is not None:
+        from covidseg_runtime.preview import import_pillow
+
+        import_pillow()  # better refused now than after minutes of work
+    if options.truth is None:
+        return None
+    from covidseg_runtime import read_label_map
+    from covidseg_runtime.evaluation import align_truth
+
+    return align_truth(volume, read_label_map(options.truth))
+
+
+def _dice(segmentation: Segmentation, truth: NDArray[np.uint8] | None) -> dict[str, Any] | None:
+    if truth is None:
+        return None
+    from covidseg_runtime.bundle import LABELS
+    from covidseg_runtime.evaluation import dice_by_label
+    from covidseg_runtime.report import plain_json
+
+    scores = dice_by_label(segmentation.labels, truth)
+    return {LABELS[label]: plain_json(score) for label, score in scores.items()}
+
+
+def _write(
+    files: OutputFiles,
+    volume: Volume,
+    segmentation: Segmentation,
+    report: dict[str, Any],
+    truth: NDArray[np.uint8] | None,
+) -> None:
+    """Write each result whole or not at all; what may fail in between is made before."""
+    from covidseg_runtime import write_label_map
+    from covidseg_runtime.preview import render_preview
+    from covidseg_runtime.volume_files import write_bytes_atomic, write_json
+
+    picture = None
+    if files.preview is not None:
+        infection = None if truth is None else (truth == 3).astype(truth.dtype)
+        picture = render_preview(volume, segmentation.labels, infection)
+    write_label_map(files.labels, segmentation.labels, volume)
+    write_json(files.report, report)
+    if files.preview is not None and picture is not None:
+        write_bytes_atomic(files.preview, picture)
+
+
+def _print_summary(report: dict[str, Any], files: OutputFiles) -> None:
+    measures = report["measures"]
+    percent = measures["infection_percent"]["whole"]
+    click.echo(f"lung volume        {measures['lung_volume_ml']['whole']:.0f} mL")
+    click.echo(f"infection volume   {measures['infection_volume_ml']['whole']:.1f} mL")
+    click.echo(f"infected lung      {'unknown' if percent is None else f'{percent:.1f} %'}")
+    for name, score in (report["dice"] or {}).items():
+        click.echo(f"DSC {name:<14} {'undefined' if score is None else f'{score:.4f}'}")
+    for path in files.all:
+        click.echo(f"written            {path}")
+    click.echo(report["notice"])
+
+
+def _print_cost(segmentation: Segmentation) -> None:
+    seconds = sum(segmentation.timings_s.values())
+    memory = peak_memory_mib()
+    peak = "" if memory is None else f", peak memory {memory:.0f} MiB"
+    click.echo(f"segmented in {seconds:.1f} s{peak}", err=True)
+
+
+def _stem(path: Path) -> str:
+    for ending in (*_NIFTI_ENDINGS, ".gz"):
+        if path.name.lower().endswith(ending):
+            return path.name[: -len(ending)]
+    return path.stem

@@ -1,0 +1,375 @@
+"""The model bundle: a folder with `bundle.json`, the network and its model card.
+
+`bundle.json` (schema version 1) says how a scan is prepared, how it is tiled, what the labels
+mean, and the sha256 of every file. Nothing of a bundle reaches an engine before its checksum held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from covidseg_runtime.errors import BundleError, SettingsError
+from covidseg_runtime.intensity import HounsfieldScaling
+from covidseg_runtime.onnx_guard import refuse_external_data
+from covidseg_runtime.tiling import TilePlan
+
+__all__ = [
+    "BUNDLE_FILE",
+    "DEFAULT_BUNDLE",
+    "LABELS",
+    "SCHEMA_VERSION",
+    "ModelBundle",
+    "ModelFile",
+    "PreprocessingSpec",
+    "TilePlan",
+    "bundle_to_json",
+    "default_bundle_path",
+    "find_bundle",
+    "list_bundles",
+    "load_bundle",
+    "sha256_of",
+]
+
+SCHEMA_VERSION = 1
+BUNDLE_FILE = "bundle.json"
+DEFAULT_BUNDLE = "covidseg-small"
+LABELS: Mapping[int, str] = MappingProxyType(
+    {0: "background", 1: "left lung", 2: "right lung", 3: "infection"}
+)
+
+_MAX_BUNDLE_BYTES = 4 * 2**20
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ORIENTATION = re.compile(r"(?=.*[LR])(?=.*[PA])(?=.*[IS])[LRPAIS]{3}")
+_CARD_KEYS = ("network", "training", "metrics", "parity", "intended_use", "licence")
+
+
+@dataclass(frozen=True)
+class PreprocessingSpec:
+    """How a scan becomes the network's input.
+
+    Attributes:
+        orientation: Letters of the array axes, each the side its index grows towards ("SPL").
+        spacing_mm: Voxel size of the network's grid, in that axis order (Z, Y, X).
+        scaling: The Hounsfield window and its scaling.
+    """
+
+    orientation: str
+    spacing_mm: tuple[float, float, float]
+    scaling: HounsfieldScaling
+
+    def __post_init__(self) -> None:
+        """Refuse what no scan can be brought to."""
+        if not _ORIENTATION.fullmatch(self.orientation):
+            raise BundleError(
+                f"preprocessing.orientation is {self.orientation!r}: expected three letters, one "
+                "of L R, one of P A, one of I S"
+            )
+        if not all(0 < size < math.inf for size in self.spacing_mm):
+            raise BundleError(
+                f"preprocessing.spacing_mm is {self.spacing_mm}: expected three positive numbers"
+            )
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a bundle.
+
+    Attributes:
+        role: What it is for: "model" for a network, "card" for the model card.
+        name: Its name in the bundle's folder, without any folder.
+        sha256: 64 hexadecimal digits.
+        precision: "fp32" or "fp16" for a network, otherwise None.
+    """
+
+    role: str
+    name: str
+    sha256: str
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A verified bundle. Get one by `load_bundle`.
+
+    Attributes:
+        folder: Where it lies.
+        name: Its name, such as "covidseg-small".
+        version: Its version.
+        labels: Label value -> meaning.
+        preprocessing: How a scan becomes the network's input.
+        tile_plan: How that input is cut into tiles.
+        files: Every file that the bundle vouches for.
+        card: The rest of bundle.json: network, training, metrics, parity, intended_use, licence.
+    """
+
+    folder: Path
+    name: str
+    version: str
+    labels: Mapping[int, str]
+    preprocessing: PreprocessingSpec
+    tile_plan: TilePlan
+    files: tuple[ModelFile, ...]
+    card: Mapping[str, Any]
+
+    def model_path(self, precision: str = "fp32") -> Path:
+        """The ONNX file of that precision.
+
+        Raises:
+            BundleError: if the bundle has none.
+        """
+        for file in self.files:
+            if file.name.endswith(".onnx") and file.precision == precision:
+                return self.folder / file.name
+        raise BundleError(f"bundle {self.name!r} has no ONNX model of precision {precision}")
+
+
+def load_bundle(path: Path) -> ModelBundle:
+    """Read the bundle in folder `path` and check every file of it.
+
+    Raises:
+        BundleError: if bundle.json is missing, of another schema version or contradictory; if a
+            file is missing, is a link, leaves the folder or has another sha256; or if an ONNX
+            model keeps data in a file of its own.
+    """
+    description = _read_description(path)
+    bundle = _parse_bundle(path, description)
+    for file in bundle.files:
+        _verify_file(path, file)
+    return bundle
+
+
+def default_bundle_path() -> Path:
+    """The folder of the bundle that comes with the package."""
+    return _models_folder() / DEFAULT_BUNDLE
+
+
+def find_bundle(name_or_path: str | None) -> Path:
+    """The folder of a bundle, by its shipped name or by its path; None is the default bundle.
+
+    Raises:
+        BundleError: if there is no such folder.
+    """
+    if name_or_path is None:
+        name_or_path = DEFAULT_BUNDLE
+    if _SAFE_NAME.fullmatch(name_or_path):
+        shipped = _models_folder() / name_or_path
+        if (shipped / BUNDLE_FILE).is_file():
+            return shipped
+    folder = Path(name_or_path).expanduser()
+    if (folder / BUNDLE_FILE).is_file():
+        return folder
+    known = ", ".join(path.name for path in list_bundles()) or "none"
+    raise BundleError(
+        f"no model bundle {name_or_path!r}: neither a shipped name ({known}) nor a folder with "
+        f"a {BUNDLE_FILE}"
+    )
+
+
+def list_bundles() -> tuple[Path, ...]:
+    """The folders of the shipped bundles, by name; they are not verified here."""
+    return tuple(sorted(file.parent for file in _models_folder().glob(f"*/{BUNDLE_FILE}")))
+
+
+def bundle_to_json(bundle: ModelBundle) -> dict[str, Any]:
+    """The content of bundle.json for `bundle`: what `load_bundle` reads back."""
+    scaling = bundle.preprocessing.scaling
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": bundle.name,
+        "version": bundle.version,
+        "labels": {str(value): meaning for value, meaning in bundle.labels.items()},
+        "preprocessing": {
+            "orientation": bundle.preprocessing.orientation,
+            "spacing_mm": list(bundle.preprocessing.spacing_mm),
+            "scaling": {
+                "lower_hu": scaling.lower_hu,
+                "upper_hu": scaling.upper_hu,
+                "mean_hu": scaling.mean_hu,
+                "sd_hu": scaling.sd_hu,
+            },
+        },
+        "tile_plan": {
+            "tile_shape": list(bundle.tile_plan.tile_shape),
+            "step": bundle.tile_plan.step,
+        },
+        **{key: bundle.card[key] for key in _CARD_KEYS if key in bundle.card},
+        "files": [
+            {
+                "role": file.role,
+                "name": file.name,
+                "sha256": file.sha256,
+                "precision": file.precision,
+            }
+            for file in bundle.files
+        ],
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of the file at `path`, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _models_folder() -> Path:
+    return Path(__file__).parent / "models"
+
+
+def _read_description(folder: Path) -> Mapping[str, Any]:
+    file = folder / BUNDLE_FILE
+    try:
+        if file.stat().st_size > _MAX_BUNDLE_BYTES:
+            raise BundleError(f"{file} is larger than {_MAX_BUNDLE_BYTES} bytes")
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise BundleError(f"{folder} is no model bundle: it has no {BUNDLE_FILE}") from exc
+    except (OSError, ValueError, RecursionError) as exc:
+        raise BundleError(f"{file} cannot be read: {exc}") from exc
+    if not isinstance(description, dict):
+        raise BundleError(f"{file} must hold one JSON object")
+    version = description.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise BundleError(
+            f"{file} has schema version {version!r}; this covidseg reads {SCHEMA_VERSION}"
+        )
+    return description
+
+
+def _parse_bundle(folder: Path, description: Mapping[str, Any]) -> ModelBundle:
+    preprocessing = _object(description, "preprocessing")
+    return ModelBundle(
+        folder=folder,
+        name=_text(description, "name"),
+        version=_text(description, "version"),
+        labels=_parse_labels(_object(description, "labels")),
+        preprocessing=PreprocessingSpec(
+            orientation=_text(preprocessing, "orientation"),
+            spacing_mm=_three_numbers(preprocessing, "spacing_mm"),
+            scaling=_parse_scaling(_object(preprocessing, "scaling")),
+        ),
+        tile_plan=_parse_tile_plan(_object(description, "tile_plan")),
+        files=_parse_files(description.get("files")),
+        card=MappingProxyType({key: description[key] for key in _CARD_KEYS if key in description}),
+    )
+
+
+def _parse_scaling(scaling: Mapping[str, Any]) -> HounsfieldScaling:
+    try:
+        return HounsfieldScaling(
+            lower_hu=_number(scaling, "lower_hu"),
+            upper_hu=_number(scaling, "upper_hu"),
+            mean_hu=_number(scaling, "mean_hu"),
+            sd_hu=_number(scaling, "sd_hu"),
+        )
+    except SettingsError as exc:
+        raise BundleError(f"{BUNDLE_FILE}: preprocessing.scaling: {exc}") from exc
+
+
+def _parse_tile_plan(tile_plan: Mapping[str, Any]) -> TilePlan:
+    shape, step = _three_integers(tile_plan, "tile_shape"), _number(tile_plan, "step")
+    if min(shape) < 1 or not 0 < step <= 1:
+        raise BundleError(
+            f"{BUNDLE_FILE}: tile_plan has tile_shape {shape} and step {step}; expected positive "
+            "lengths and 0 < step <= 1"
+        )
+    return TilePlan(tile_shape=shape, step=step)
+
+
+def _parse_labels(labels: Mapping[str, Any]) -> Mapping[int, str]:
+    expected = {str(value): meaning for value, meaning in LABELS.items()}
+    if dict(labels) != expected:
+        raise BundleError(f"{BUNDLE_FILE}: labels are {dict(labels)}; expected {expected}")
+    return LABELS
+
+
+def _parse_files(entries: object) -> tuple[ModelFile, ...]:
+    if not isinstance(entries, list) or not entries:
+        raise BundleError(f"{BUNDLE_FILE}: files must be a list of at least one file")
+    files = tuple(_parse_file(entry) for entry in entries)
+    names = [file.name for file in files]
+    if len(set(names)) != len(names):
+        raise BundleError(f"{BUNDLE_FILE}: files names a file twice: {sorted(names)}")
+    return files
+
+
+def _parse_file(entry: object) -> ModelFile:
+    if not isinstance(entry, dict):
+        raise BundleError(f"{BUNDLE_FILE}: every entry of files must be an object")
+    name, sha256 = _text(entry, "name"), _text(entry, "sha256")
+    if not _SAFE_NAME.fullmatch(name):
+        raise BundleError(
+            f"{BUNDLE_FILE}: file name {name!r} is refused: letters, digits, '.', '_' and '-' only"
+        )
+    if not _SHA256.fullmatch(sha256):
+        raise BundleError(f"{BUNDLE_FILE}: sha256 of {name} must be 64 lower-case hexadecimals")
+    precision = entry.get("precision")
+    if precision is not None and not isinstance(precision, str):
+        raise BundleError(f"{BUNDLE_FILE}: precision of {name} must be a text or null")
+    return ModelFile(role=_text(entry, "role"), name=name, sha256=sha256, precision=precision)
+
+
+def _verify_file(folder: Path, file: ModelFile) -> None:
+    path = folder / file.name
+    if path.is_symlink():
+        raise BundleError(f"{path} is a link; a bundle holds its files itself")
+    try:
+        if not path.is_file():
+            raise BundleError(f"{path} is missing, though {BUNDLE_FILE} lists it")
+        actual = sha256_of(path)
+    except OSError as exc:
+        raise BundleError(f"{path} cannot be read: {exc}") from exc
+    if actual != file.sha256:
+        raise BundleError(
+            f"{path} was altered: its sha256 is {actual}, {BUNDLE_FILE} says {file.sha256}"
+        )
+    if path.suffix == ".onnx":
+        refuse_external_data(path)
+
+
+def _object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = parent.get(key)
+    if not isinstance(value, dict):
+        raise BundleError(f"{BUNDLE_FILE}: {key} must be an object, not {value!r}")
+    return value
+
+
+def _text(parent: Mapping[str, Any], key: str) -> str:
+    value = parent.get(key)
+    if not isinstance(value, str) or not value:
+        raise BundleError(f"{BUNDLE_FILE}: {key} must be a text, not {value!r}")
+    return value
+
+
+def _number(parent: Mapping[str, Any], key: str) -> float:
+    return _as_number(parent.get(key), key)
+
+
+def _as_number(value: object, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BundleError(f"{BUNDLE_FILE}: {key} must be a finite number, not {value!r}")
+    return float(value)
+
+
+def _three_numbers(parent: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    value = parent.get(key)
+    if not isinstance(value, list) or len(value) != 3:
+        raise BundleError(f"{BUNDLE_FILE}: {key} must be a list of three numbers, not {value!r}")
+    first, second, third = (_as_number(number, key) for number in value)
+    return first, second, third
+
+
+def _three_integers(parent: Mapping[str, Any], key: str) -> tuple[int, int, int]:
+    numbers = _three_numbers(parent, key)
+    if any(number != int(number) for number in numbers):
+        raise BundleError(f"{BUNDLE_FILE}: {key} must hold integers, not {list(numbers)}")
+    first, second, third = (int(number) for number in numbers)
+    return first, second, third

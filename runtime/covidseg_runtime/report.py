@@ -1,0 +1,96 @@
+"""The report on one segmentation: everything needed to read it, or to repeat it, as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import covidseg_runtime
+from covidseg_runtime.bundle import ModelBundle
+from covidseg_runtime.engines.engine import Engine
+from covidseg_runtime.volume import Volume
+
+if TYPE_CHECKING:
+    from covidseg_runtime.segmenter import Segmentation
+
+REPORT_SCHEMA_VERSION = 1
+NOTICE = "Research use only. Not a medical device."
+LIMITS = (
+    "Infection means opacity in the lung. Opacities are not specific to COVID-19: other "
+    "pneumonias, oedema, haemorrhage, fibrosis and tumours look alike. This is no diagnosis."
+)
+
+
+def describe_scan(name: str, volume: Volume) -> dict[str, Any]:
+    """What the report says about the scan.
+
+    Args:
+        name: The file's name without its folder, which may name a patient or a person.
+        volume: The scan as it was read.
+    """
+    return {
+        "file": name,
+        "shape": list(volume.shape),
+        "spacing_mm": list(volume.spacing_mm),
+        "orientation": volume.orientation,
+    }
+
+
+def build_report(
+    segmentation: Segmentation, bundle: ModelBundle, engine: Engine, source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Gather the report; it holds only what JSON knows, and null for numbers without meaning.
+
+    Args:
+        segmentation: The result.
+        bundle: The model that made it.
+        engine: The engine that ran it.
+        source: What `describe_scan` gave.
+    """
+    report = {
+        "schema_version": REPORT_SCHEMA_VERSION,
+        "notice": NOTICE,
+        "limits": LIMITS,
+        "software": {"name": "covidseg", "version": covidseg_runtime.__version__},
+        "model": {
+            "name": bundle.name,
+            "version": bundle.version,
+            "files": {file.name: file.sha256 for file in bundle.files},
+        },
+        "engine": {"name": engine.name, "precision": engine.precision},
+        "scan": source,
+        "labels": {str(value): meaning for value, meaning in bundle.labels.items()},
+        "box": {
+            "rule": segmentation.box.rule,
+            "orientation": bundle.preprocessing.orientation,
+            "start": segmentation.box.start,
+            "stop": segmentation.box.stop,
+        },
+        "measures": asdict(segmentation.measures),
+        "warnings": segmentation.warnings,
+        "timings_s": {step: round(seconds, 3) for step, seconds in segmentation.timings_s.items()},
+    }
+    return {key: plain_json(item) for key, item in report.items()}
+
+
+def plain_json(value: object) -> Any:  # noqa: ANN401 - JSON is a recursive type
+    """`value` as dict, list, str, int, float, bool and None; NaN and infinities become None.
+
+    Raises:
+        TypeError: if JSON cannot hold it.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"a report cannot hold {type(value).__name__}: {value!r}")

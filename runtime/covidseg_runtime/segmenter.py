@@ -1,0 +1,248 @@
+"""From a chest CT to its label map: the steps in order.
+
+Memory: the scan itself, one uint8 label map of its size, the lung box on the model's grid as int16,
+and a few slabs of logits. Logits of the whole scan are never held.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covidseg_runtime.bundle import ModelBundle, find_bundle, load_bundle
+from covidseg_runtime.engines import open_engine
+from covidseg_runtime.engines.engine import Engine
+from covidseg_runtime.errors import EngineError, SettingsError
+from covidseg_runtime.intensity import clip_and_scale_hounsfield
+from covidseg_runtime.lung_box import Box, find_lung_box
+from covidseg_runtime.measures import Measures, measure
+from covidseg_runtime.postprocessing import remove_small_lesions
+from covidseg_runtime.resampling import GridPair, to_model_grid, to_source_grid
+from covidseg_runtime.sliding_window import LogitSlab, predict_tiled
+from covidseg_runtime.volume import Volume, reorient_array, to_orientation
+
+Progress = Callable[[int, int], None]
+
+_THICK_SLICE_MM = 5.0
+_INT16 = np.iinfo(np.int16)
+_FACES = ("feet", "head", "front", "back", "patient's right", "patient's left")
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """What a caller may set.
+
+    Attributes:
+        min_lesion_ml: Infections smaller than this become lung again; 0 keeps all.
+    """
+
+    min_lesion_ml: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse volumes that are no volume."""
+        if not 0 <= self.min_lesion_ml < math.inf:
+            raise SettingsError(
+                f"min_lesion_ml is {self.min_lesion_ml}: expected 0 or a positive number"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The result for one scan.
+
+    Attributes:
+        labels: (X, Y, Z) uint8 on the scan's own grid: 0 background, 1 left lung, 2 right lung,
+            3 infection.
+        measures: Volumes in mL, percentages and HU of the labels.
+        warnings: Sentences about the scan or the result that a reader has to know.
+        box: The part of the scan that the network saw, (Z, Y, X) in the model's orientation.
+        timings_s: Step -> seconds.
+    """
+
+    labels: NDArray[np.uint8]
+    measures: Measures
+    warnings: tuple[str, ...]
+    box: Box
+    timings_s: Mapping[str, float]
+
+
+class Segmenter:
+    """Segments scans with one bundle on one engine; it may be used for many scans.
+
+    Example:
+        >>> with Segmenter.open() as segmenter:                 # doctest: +SKIP
+        ...     segmentation = segmenter.segment(volume)
+        >>> segmentation.measures.infection_percent["whole"]    # doctest: +SKIP
+        12.5
+    """
+
+    def __init__(
+        self, bundle: ModelBundle, engine: Engine, settings: SegmentSettings | None = None
+    ) -> None:
+        """Use an engine that is already open; `close` closes it.
+
+        Args:
+            bundle: A bundle that `load_bundle` verified.
+            engine: Any engine whose network has the bundle's labels as classes.
+            settings: None is `SegmentSettings()`.
+        """
+        self.bundle = bundle
+        self.engine = engine
+        self.settings = settings or SegmentSettings()
+
+    @classmethod
+    def open(
+        cls,
+        model: str | None = None,
+        *,
+        engine: str = "auto",
+        device: str = "auto",
+        settings: SegmentSettings | None = None,
+    ) -> Segmenter:
+        """Find, verify and load a model.
+
+        Args:
+            model: Name of a shipped bundle or path of a bundle's folder; None is the default.
+            engine: "auto", "openvino" or "onnxruntime".
+            device: "auto", "cpu", "cuda" or "cuda:n".
+            settings: None is `SegmentSettings()`.
+
+        Raises:
+            BundleError: if the bundle is missing or altered.
+            EngineError: if no engine can run it as asked for.
+        """
+        bundle = load_bundle(find_bundle(model))
+        return cls(bundle, open_engine(bundle, engine=engine, device=device), settings)
+
+    def segment(self, volume: Volume, on_progress: Progress | None = None) -> Segmentation:
+        """Label lungs and infection in `volume`.
+
+        Args:
+            volume: A chest CT in HU, (X, Y, Z) in any orientation. It is not changed.
+            on_progress: Called after each tile with (tiles done, tiles in total).
+
+        Raises:
+            EngineError: if the engine fails, or if its network has other classes than the bundle.
+        """
+        clock = _Clock()
+        preprocessing = self.bundle.preprocessing
+        scan = to_orientation(volume, preprocessing.orientation)  # (Z, Y, X), a view
+        with clock.step("lung_box"):
+            box = find_lung_box(scan.voxels, scan.spacing_mm)
+        grids = GridPair.for_spacing(box.shape, scan.spacing_mm, preprocessing.spacing_mm)
+        with clock.step("to_model_grid"):
+            image = _round_to_int16(to_model_grid(scan.voxels[box.slices], grids))
+        with clock.step("network"):
+            labels = np.zeros(scan.shape, np.uint8)
+            self._label_box(image, grids, labels[box.slices], on_progress)
+        with clock.step("remove_small_lesions"):
+            labels = remove_small_lesions(labels, scan.spacing_mm, self.settings.min_lesion_ml)
+        with clock.step("measure"):
+            measures = measure(labels, scan.voxels, scan.spacing_mm)
+        return Segmentation(
+            labels=reorient_array(labels, preprocessing.orientation, volume.orientation),
+            measures=measures,
+            warnings=_warnings(labels, box, scan.spacing_mm),
+            box=box,
+            timings_s=clock.timings_s,
+        )
+
+    def close(self) -> None:
+        """Close the engine and give its memory back."""
+        self.engine.close()
+
+    def __enter__(self) -> Segmenter:
+        """The segmenter itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the engine."""
+        self.close()
+
+    def _label_box(
+        self,
+        image: NDArray[np.int16],
+        grids: GridPair,
+        labels: NDArray[np.uint8],
+        on_progress: Progress | None,
+    ) -> None:
+        """Write the labels into `labels`, (Z, Y, X) on the source grid, slice by slice."""
+        prepare = partial(clip_and_scale_hounsfield, scaling=self.bundle.preprocessing.scaling)
+        slabs = predict_tiled(
+            self.engine, image, self.bundle.tile_plan, prepare, on_tile=on_progress
+        )
+        checked = _check_classes(slabs, len(self.bundle.labels))
+        for z, logits in to_source_grid(checked, grids):
+            labels[z] = logits.argmax(axis=0)
+
+
+class _Clock:
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.timings_s: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings_s[name] = time.perf_counter() - start
+
+
+def _round_to_int16(hu: NDArray[np.float32]) -> NDArray[np.int16]:
+    """HU to whole numbers: half the memory for less than the noise of any CT."""
+    np.rint(hu, out=hu)
+    return np.clip(hu, _INT16.min, _INT16.max, out=hu).astype(np.int16)
+
+
+def _check_classes(slabs: Iterator[LogitSlab], classes: int) -> Iterator[LogitSlab]:
+    for slab in slabs:
+        if slab.logits.shape[0] != classes:
+            raise EngineError(
+                f"the network gives {slab.logits.shape[0]} classes, the bundle names {classes}"
+            )
+        yield slab
+
+
+def _warnings(
+    labels: NDArray[np.uint8], box: Box, spacing_mm: tuple[float, float, float]
+) -> tuple[str, ...]:
+    """What a reader has to know; `labels` (Z, Y, X) in orientation SPL."""
+    found: list[str] = []
+    if box.rule != "lungs":
+        part = "the body" if box.rule == "body" else "the whole scan"
+        found.append(f"No air-filled lungs were found before segmenting, so {part} was segmented.")
+    if not labels.any():
+        found.append("The network found no lung: is this a CT of the chest?")
+    cut = [face for face, plane in zip(_FACES, _border_planes(labels), strict=True) if plane.any()]
+    if cut:
+        found.append(
+            f"The lungs touch the border of the scan ({', '.join(cut)}): parts outside the field "
+            "of view are missing from every volume."
+        )
+    if spacing_mm[0] > _THICK_SLICE_MM:
+        found.append(
+            f"Slices are {spacing_mm[0]:g} mm apart; above {_THICK_SLICE_MM:g} mm small lesions "
+            "are missed and volumes are coarse."
+        )
+    return tuple(found)
+
+
+def _border_planes(labels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """The six faces in the order of `_FACES`."""
+    z, y, x = (labels.swapaxes(0, axis) for axis in range(3))
+    return z[0], z[-1], y[0], y[-1], x[0], x[-1]

@@ -1,0 +1,135 @@
+"""Tiles: where they lie, how much each voxel of them counts, and the memory-bounded sum of their logits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covidseg_runtime.errors import SettingsError
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How an image is cut into tiles.
+
+    Attributes:
+        tile_shape: Voxels (z, y, x) of a tile; fixed by the exported network.
+        step: Largest distance of neighbouring tiles as a share of the tile, above 0 and at most 1.
+    """
+
+    tile_shape: Shape
+    step: float
+
+    def __post_init__(self) -> None:
+        """Refuse tiles without voxels and steps that would leave gaps."""
+        if len(self.tile_shape) != 3 or min(self.tile_shape) < 1:
+            raise SettingsError(f"tile_shape is {self.tile_shape}: expected three positive numbers.")
+        if not 0 < self.step <= 1:
+            raise SettingsError(f"step is {self.step}: expected a number above 0 and at most 1.")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A box of an image.
+
+    Attributes:
+        start: First voxel (z, y, x).
+        shape: Voxels (z, y, x); smaller than the plan's tile where the image is smaller.
+    """
+
+    start: Shape
+    shape: Shape
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Index of the tile in a (Z, Y, X) array."""
+        z, y, x = (slice(s, s + n) for s, n in zip(self.start, self.shape, strict=True))
+        return z, y, x
+
+
+def tile_starts(length: int, tile: int, step: float) -> tuple[int, ...]:
+    """First voxels of tiles along one axis, evenly spread, the last one ending with the axis.
+
+    A length of 200, a tile of 96 and a step of 0.75 (72 voxels) give 0, 52, 104: as few tiles as the step allows.
+    An axis no longer than the tile has one tile at 0.
+    """
+    if length <= tile:
+        return (0,)
+    last = length - tile
+    gaps = int(np.ceil(last / max(1.0, tile * step)))
+    return tuple(round(last * index / gaps) for index in range(gaps + 1))
+
+
+def grid_tiles(image_shape: Shape, plan: TilePlan) -> tuple[Tile, ...]:
+    """All tiles of an image, in the order of their first slice."""
+    starts = (tile_starts(n, t, plan.step) for n, t in zip(image_shape, plan.tile_shape, strict=True))
+    z, y, x = (min(n, t) for n, t in zip(image_shape, plan.tile_shape, strict=True))
+    z_starts, y_starts, x_starts = starts
+    return tuple(Tile((i, j, k), (z, y, x)) for i in z_starts for j in y_starts for k in x_starts)
+
+
+def gaussian_importance(tile_shape: Shape) -> NDArray[np.float32]:
+    """Weight of each voxel of a tile: a Gaussian about its centre, sigma an eighth of the tile (nnU-Net's).
+
+    Returns:
+        Array of ``tile_shape``, float32, greatest value 1, smallest 1e-3: positive everywhere, so that a voxel
+        which only a tile's corner covers keeps its logits in float32.
+    """
+    profiles = []
+    for n in tile_shape:
+        distance = (np.arange(n) - (n - 1) / 2) / (n / 8)
+        profiles.append(np.exp(-0.5 * distance**2))
+    z, y, x = profiles
+    importance = z[:, None, None] * y[None, :, None] * x[None, None, :]
+    weights: NDArray[np.float32] = np.maximum(importance / importance.max(), 1e-3).astype(np.float32)
+    return weights
+
+
+class SlabAccumulator:
+    """Weighted sum of tile logits that keeps only the slices later tiles still touch.
+
+    Tiles must come in the order of their first slice. Slices are given out once, as soon as no later tile can
+    change them; the buffer is one tile high however long the image is.
+    """
+
+    def __init__(self, classes: int, image_shape: Shape, tile_shape: Shape) -> None:
+        """Reserve the buffer: (C, z of a tile, Y, X) float32 and its weights."""
+        height = min(tile_shape[0], image_shape[0])
+        self._logits = np.zeros((classes, height, *image_shape[1:]), np.float32)
+        self._weights = np.zeros((height, *image_shape[1:]), np.float32)
+        self._depth = image_shape[0]
+        self._first = 0
+
+    def add(self, tile: Tile, logits: NDArray[np.float32], importance: NDArray[np.float32]) -> None:
+        """Add the logits (C, z, y, x) of a tile, weighted by ``importance`` (z, y, x)."""
+        _, rows, columns = tile.slices
+        slices = slice(tile.start[0] - self._first, tile.start[0] - self._first + tile.shape[0])
+        for total, one_class in zip(self._logits, logits, strict=True):
+            total[slices, rows, columns] += one_class * importance
+        self._weights[slices, rows, columns] += importance
+
+    def finished_before(self, z: int) -> tuple[int, NDArray[np.float32]] | None:
+        """Give out the slices below ``z``, which no later tile touches.
+
+        Returns:
+            First slice and mean logits (C, slices, Y, X), a copy; None if there are none.
+        """
+        count = min(z, self._depth) - self._first
+        if count <= 0:
+            return None
+        start = self._first
+        finished = self._logits[:, :count] / self._weights[:count]
+        self._shift(count)
+        return start, finished
+
+    def _shift(self, count: int) -> None:
+        for buffer, axis in ((self._logits, 1), (self._weights, 0)):
+            view = np.moveaxis(buffer, axis, 0)
+            kept = view.shape[0] - count
+            # Slice by slice: source and target overlap, and a whole copy would double the memory.
+            for index in range(kept):
+                view[index] = view[index + count]
+            view[kept:] = 0
+        self._first += count

@@ -1,0 +1,217 @@
+"""NIfTI files in and out. Reading judges before it allocates; writing leaves a whole file or none."""
+
+import json
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from gzip import BadGzipFile
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from isal import igzip, isal_zlib
+from nibabel.nifti1 import Nifti1Header
+from numpy.typing import NDArray
+
+from covidseg_runtime.errors import VolumeError
+from covidseg_runtime.nifti_header import NIFTI2_BYTES, NiftiLayout, judge_header
+from covidseg_runtime.volume import Volume
+
+_CHUNK = 1 << 24
+_FEW_VALUES = 12
+_LOWEST_HU, _HIGHEST_HU = -10_000, 40_000
+# No chest CT is without voxels of this little density (lung, or air around the patient).
+_LUNG_OR_AIR_HU = -200
+
+
+def read_volume(path: Path) -> Volume:
+    """Read a CT.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``.
+
+    Returns:
+        The volume in HU; int16 where the file stores HU as int16, else float32.
+
+    Raises:
+        VolumeError: If the file is not a 3D CT in HU with a sound geometry.
+    """
+    volume = _read(path)
+    _judge_hounsfield(volume.voxels, path.name)
+    return volume
+
+
+def read_label_map(path: Path) -> Volume:
+    """Read a label map or a mask.
+
+    Raises:
+        VolumeError: If the file is not a 3D volume of whole numbers from 0 to 255.
+    """
+    volume = _read(path)
+    voxels = volume.voxels
+    lowest, highest = voxels.min(), voxels.max()
+    whole = voxels.dtype.kind in "iu" or bool((voxels == np.rint(voxels)).all())
+    if not whole or lowest < 0 or highest > 255:
+        raise VolumeError(
+            f"{path.name} holds values from {lowest} to {highest}; a label map has whole numbers from 0 to 255."
+        )
+    return Volume(voxels.astype(np.uint8), volume.affine)
+
+
+def write_label_map(path: Path, labels: NDArray[np.uint8], like: Volume) -> None:
+    """Write labels with the geometry of a scan, atomically.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``; an existing file is replaced.
+        labels: (X, Y, Z) uint8.
+        like: The scan whose affine the labels get.
+
+    Raises:
+        VolumeError: If shapes differ, the ending is unknown or the file cannot be written.
+    """
+    if labels.shape != like.shape:
+        raise VolumeError(f"The labels have shape {labels.shape}, the scan {like.shape}.")
+    header = Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(labels.shape)
+    header.set_sform(like.affine, code="scanner")
+    header.set_qform(like.affine, code="scanner", strip_shears=True)
+    header.set_xyzt_units("mm")
+    header["descrip"] = b"covidseg label map, research use only"
+    header["vox_offset"] = 352
+    header["magic"] = b"n+1"
+    voxels = np.asfortranarray(labels, dtype=np.uint8).ravel(order="K")
+    content = header.binaryblock + b"\0\0\0\0" + voxels.tobytes()
+    if path.name.endswith(".nii.gz"):
+        # Time 0: the same labels give the same bytes.
+        content = igzip.compress(content, compresslevel=1, mtime=0)
+    elif path.suffix != ".nii":
+        raise VolumeError(f"{path.name} ends neither in .nii nor in .nii.gz; label maps are written as NIfTI.")
+    write_bytes_atomic(path, content)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write indented JSON atomically; NaN is refused, as JSON has none."""
+    write_bytes_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary file beside it, fsync, rename, fsync of the folder.
+
+    Raises:
+        VolumeError: If the folder is missing, read-only or full.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                with suppress(OSError):
+                    Path(file.name).unlink()
+                raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be written: {error.strerror}; give another place.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> Volume:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise VolumeError(f"{path.name} ends neither in .nii nor in .nii.gz; give a CT as NIfTI.")
+    if not path.is_file():
+        raise VolumeError(f"{path} is not a file; give the path of a .nii or .nii.gz file.")
+    try:
+        with _open(path) as file:
+            # Read at most what the header promises, so that a small file cannot unfold without end.
+            head = _read_up_to(file, NIFTI2_BYTES)
+            layout = judge_header(head, path.name)
+            buffer = _read_data(file, head, layout, path.name)
+    except (BadGzipFile, EOFError, zlib.error, isal_zlib.error) as error:
+        raise VolumeError(f"{path.name} is not a whole gzip file ({error}); copy it again.") from error
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read: {error.strerror or error}.") from error
+    voxels = buffer.view(layout.dtype).reshape(layout.shape, order="F")
+    return Volume(_scaled(voxels, layout, path.name), layout.affine)
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.name.endswith(".gz"):
+        return cast(IO[bytes], igzip.open(path, "rb"))
+    return path.open("rb")
+
+
+def _read_up_to(file: IO[bytes], count: int) -> bytes:
+    parts = []
+    while count > 0 and (part := file.read(count)):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def _read_data(file: IO[bytes], head: bytes, layout: NiftiLayout, name: str) -> NDArray[np.uint8]:
+    """The voxels' bytes; memory grows with what is really in the file, not with what the header promises."""
+    skip = layout.data_offset - len(head)
+    early = head[layout.data_offset :] if skip < 0 else b""
+    if skip > 0 and len(_read_up_to(file, skip)) < skip:
+        raise VolumeError(f"{name} ends within its header; copy it again.")
+    data = bytearray(early[: layout.data_bytes])
+    while len(data) < layout.data_bytes:
+        part = file.read(min(_CHUNK, layout.data_bytes - len(data)))
+        if not part:
+            raise VolumeError(
+                f"{name} promises {layout.data_bytes:,} bytes of voxels and holds {len(data):,}; copy it again."
+            )
+        data += part
+    # The gzip checksum stands after the last byte; reading on makes the decoder compare it.
+    file.read(1)
+    return np.frombuffer(data, np.uint8)
+
+
+def _scaled(voxels: NDArray[Any], layout: NiftiLayout, name: str) -> NDArray[Any]:
+    """Values in HU: stored whole numbers stay int16 where they can, all else becomes float32."""
+    if voxels.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in voxels.T):
+        raise VolumeError(f"{name} holds values that are not finite (NaN or infinity); a CT in HU is expected.")
+    native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    if native.dtype.kind in "iu" and layout.slope == 1 and layout.intercept == int(layout.intercept):
+        shift = int(layout.intercept)
+        lowest, highest = int(native.min()) + shift, int(native.max()) + shift
+        if -32768 <= lowest and highest <= 32767:
+            if shift == 0:
+                return native.astype(np.int16, copy=False)
+            return (native.astype(np.int32) + shift).astype(np.int16)
+    scaled = native.astype(np.float32)
+    scaled *= np.float32(layout.slope)
+    scaled += np.float32(layout.intercept)
+    if not math.isfinite(float(scaled.min()) + float(scaled.max())):
+        raise VolumeError(f"{name} holds values beyond any HU after scaling; a CT in HU is expected.")
+    return scaled
+
+
+def _judge_hounsfield(voxels: NDArray[Any], name: str) -> None:
+    lowest, highest = float(voxels.min()), float(voxels.max())
+    given = f"{name} holds values from {lowest:g} to {highest:g}"
+    if lowest >= 0 and highest <= 255 and np.unique(voxels[::2, ::2, ::2]).size <= _FEW_VALUES:
+        raise VolumeError(f"{given}, few of them: this looks like a label map; give the CT itself.")
+    if lowest < _LOWEST_HU or highest > _HIGHEST_HU:
+        raise VolumeError(f"{given}; Hounsfield units of a CT (about -1024 to 3071) are expected.")
+    if lowest > _LUNG_OR_AIR_HU:
+        raise VolumeError(
+            f"{given}: nothing as light as lung or air (below {_LUNG_OR_AIR_HU} HU); give Hounsfield units, "
+            "not windowed, normalised or unshifted values."
+        )
+    if highest < _LUNG_OR_AIR_HU:
+        raise VolumeError(f"{given}: nothing but air; give a CT of a chest in Hounsfield units.")

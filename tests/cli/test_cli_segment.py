@@ -1,0 +1,203 @@
+"""`covidseg segment`: whole results or none, JSON alone on stdout, documented exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from conftest import PHANTOM_SPACING_MM, phantom_labels, spl_affine
+
+from covidseg.cli import main
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, without a configuration file."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+def _segment(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["segment", *map(str, arguments)])
+
+
+def _labels(path: Path) -> np.ndarray:
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+def test_a_scan_becomes_a_label_map_and_a_report(
+    here: Path, phantom_scan: Path, tiny_bundle: Path
+) -> None:
+    result = _segment(phantom_scan, "--model", tiny_bundle, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in here.iterdir()) == [
+        "phantom_covidseg.json",
+        "phantom_covidseg.nii.gz",
+    ]
+    np.testing.assert_array_equal(_labels(here / "phantom_covidseg.nii.gz"), phantom_labels())
+    report = json.loads((here / "phantom_covidseg.json").read_text())
+    assert report["notice"] == "Research use only. Not a medical device."
+    assert report["dice"] is None
+
+
+def test_people_read_the_result_on_stdout_and_the_cost_on_stderr(
+    here: Path, phantom_scan: Path, tiny_bundle: Path
+) -> None:
+    result = _segment(phantom_scan, "--model", tiny_bundle, "--device", "cpu")
+    assert result.stdout.splitlines() == [
+        "lung volume        45 mL",
+        "infection volume   1.3 mL",
+        "infected lung      2.9 %",
+        "written            phantom_covidseg.nii.gz",
+        "written            phantom_covidseg.json",
+        "Research use only. Not a medical device.",
+    ]
+    assert "tiny 1.2.3 on openvino f32" in result.stderr
+    assert "segmented in" in result.stderr
+    assert "peak memory" in result.stderr
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_json_is_alone_on_stdout(
+    here: Path, phantom_scan: Path, tiny_bundle: Path, engine: str
+) -> None:
+    result = _segment(
+        phantom_scan, "--model", tiny_bundle, "--engine", engine, "--device", "cpu", "--json"
+    )
+    report = json.loads(result.stdout)
+    assert report["engine"]["name"] == engine
+    assert report == json.loads((here / "phantom_covidseg.json").read_text())
+
+
+def test_truth_and_preview(
+    here: Path, phantom_scan: Path, phantom_truth: Path, tiny_bundle: Path
+) -> None:
+    result = _segment(
+        phantom_scan, "--model", tiny_bundle, "--truth", phantom_truth, "--preview", "look.png"
+    )
+    assert result.exit_code == 0, result.output
+    assert "DSC infection      1.0000" in result.stdout
+    assert "DSC left lung      1.0000" in result.stdout
+    assert (here / "look.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_infection_mask_is_a_truth_for_infection_alone(
+    here: Path, phantom_scan: Path, tiny_bundle: Path
+) -> None:
+    mask = (phantom_labels() == 3).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(mask, spl_affine(PHANTOM_SPACING_MM)), here / "mask.nii.gz")
+    result = _segment(phantom_scan, "--model", tiny_bundle, "--truth", "mask.nii.gz", "--json")
+    assert json.loads(result.stdout)["dice"] == {"infection": 1.0}
+
+
+def test_a_damaged_scan_is_exit_3_and_nothing_is_written(here: Path, tiny_bundle: Path) -> None:
+    scan = here / "broken.nii.gz"
+    scan.write_bytes(b"not a scan")
+    result = _segment(scan, "--model", tiny_bundle)
+    assert result.exit_code == 3
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert [path.name for path in here.iterdir()] == ["broken.nii.gz"]
+
+
+def test_a_truth_of_another_scan_is_exit_3_and_nothing_is_written(
+    here: Path, phantom_scan: Path, tiny_bundle: Path
+) -> None:
+    affine = spl_affine(PHANTOM_SPACING_MM)
+    affine[0, 3] += 5
+    nibabel.save(nibabel.Nifti1Image(phantom_labels(), affine), here / "truth.nii.gz")
+    result = _segment(phantom_scan, "--model", tiny_bundle, "--truth", "truth.nii.gz")
+    assert result.exit_code == 3
+    assert "5.00 mm apart" in result.stderr
+    assert [path.name for path in here.iterdir()] == ["truth.nii.gz"]
+
+
+def test_an_altered_model_is_exit_5_and_nothing_is_written(
+    here: Path, phantom_scan: Path, tiny_bundle: Path
+) -> None:
+    with (tiny_bundle / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    result = _segment(phantom_scan, "--model", tiny_bundle)
+    assert result.exit_code == 5
+    assert "was altered" in result.stderr
+    assert not list(here.iterdir())
+
+
+def test_a_missing_model_is_exit_5(here: Path, phantom_scan: Path) -> None:
+    result = _segment(phantom_scan, "--model", "no-such-model")
+    assert result.exit_code == 5
+    assert "no model bundle 'no-such-model'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "missing/out.nii.gz"], "folder of missing/out.nii.gz does not exist"),
+        (["--preview", "missing/p.png"], "folder of missing/p.png does not exist"),
+        (["-o", "out.mha"], "must end in .nii.gz or .nii"),
+        (["-o", "same.nii", "--report", "same.nii"], "another result"),
+        (["--engine", "torch"], "torch"),
+        (["--device", "gpu"], "device 'gpu' is unknown"),
+        (["--engine", "openvino", "--device", "cuda:0"], "does not run on cuda:0"),
+        (["--min-lesion-ml", "-1"], "min-lesion-ml"),
+        (["--unknown"], "unknown"),
+    ],
+)
+def test_wrong_usage_is_exit_2_and_nothing_is_written(
+    here: Path, phantom_scan: Path, tiny_bundle: Path, arguments: list[str], message: str
+) -> None:
+    result = _segment(phantom_scan, "--model", tiny_bundle, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert not list(here.iterdir())
+
+
+def test_a_scan_that_does_not_exist_is_exit_2(here: Path) -> None:
+    assert _segment("missing.nii.gz").exit_code == 2
+
+
+@pytest.mark.parametrize("option", ["-o", "--report", "--preview"])
+def test_the_scan_is_never_replaced(
+    here: Path, phantom_scan: Path, tiny_bundle: Path, option: str
+) -> None:
+    before = phantom_scan.read_bytes()
+    link = here / "link.nii.gz"
+    link.symlink_to(phantom_scan)
+    for target in (phantom_scan, link):
+        result = _segment(phantom_scan, "--model", tiny_bundle, option, target)
+        assert result.exit_code == 2
+        assert "would replace the scan" in result.stderr
+    assert phantom_scan.read_bytes() == before
+
+
+def test_an_interruption_is_exit_130_and_one_line(
+    here: Path, phantom_scan: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("covidseg_runtime.segmenter.find_lung_box", interrupt)
+    result = _segment(phantom_scan, "--model", tiny_bundle)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "Interrupted."
+    assert not list(here.iterdir())
+
+
+def test_a_failure_while_drawing_leaves_nothing(
+    here: Path, phantom_scan: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("covidseg_runtime.preview.render_preview", fail)
+    result = _segment(phantom_scan, "--model", tiny_bundle, "--preview", "look.png")
+    assert result.exit_code == 1
+    assert "Error: [Errno 28] No space left on device" in result.stderr
+    assert not list(here.iterdir())

@@ -1,0 +1,152 @@
+"""A scan comes back with its labels in the right place, whatever the order of its axes."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import (
+    PHANTOM_SPACING_MM,
+    phantom_hu,
+    phantom_labels,
+    pointwise_logits,
+    spl_affine,
+)
+
+from covidseg_runtime.bundle import load_bundle
+from covidseg_runtime.engines.fake_engine import PointwiseEngine
+from covidseg_runtime.errors import EngineError, SettingsError
+from covidseg_runtime.segmenter import Segmenter, SegmentSettings
+from covidseg_runtime.volume import Volume, reorient_array, to_orientation
+
+ORIENTATIONS = [
+    "".join(letters) for axes in permutations(("LR", "AP", "IS")) for letters in product(*axes)
+]
+
+
+def _phantom(hu: np.ndarray | None = None) -> Volume:
+    return Volume(phantom_hu() if hu is None else hu, spl_affine(PHANTOM_SPACING_MM))
+
+
+@pytest.fixture
+def segmenter(tiny_bundle: Path) -> Segmenter:
+    return Segmenter(load_bundle(tiny_bundle), PointwiseEngine(pointwise_logits))
+
+
+def test_there_are_48_orientations() -> None:
+    assert len(set(ORIENTATIONS)) == 48
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_every_axis_order_gives_the_same_labels_in_the_patient(
+    segmenter: Segmenter, orientation: str
+) -> None:
+    turned = to_orientation(_phantom(), orientation)
+    stored = Volume(np.ascontiguousarray(turned.voxels), turned.affine)
+    assert stored.orientation == orientation
+    segmentation = segmenter.segment(stored)
+    assert segmentation.labels.shape == stored.shape
+    assert segmentation.labels.dtype == np.uint8
+    found = reorient_array(segmentation.labels, orientation, "SPL")
+    np.testing.assert_array_equal(found, phantom_labels())
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_the_real_engines_give_the_labels_of_the_phantom(tiny_bundle: Path, engine: str) -> None:
+    with Segmenter.open(str(tiny_bundle), engine=engine, device="cpu") as segmenter:
+        segmentation = segmenter.segment(_phantom())
+    np.testing.assert_array_equal(segmentation.labels, phantom_labels())
+
+
+def test_volumes_are_those_of_the_phantom(segmenter: Segmenter) -> None:
+    measures = segmenter.segment(_phantom()).measures
+    voxel_ml = 2.0 * 1.5 * 1.5 / 1000
+    infection_ml = 6 * 7 * 7 * voxel_ml
+    assert measures.infection_volume_ml["left"] == pytest.approx(infection_ml)
+    assert measures.infection_volume_ml["right"] == 0
+    assert measures.lung_volume_ml["left"] == pytest.approx(16 * 20 * 14 * voxel_ml)
+    percent = 100 * infection_ml / ((16 + 20) * 20 * 14 * voxel_ml)
+    assert measures.infection_percent["whole"] == pytest.approx(percent)
+
+
+def test_a_lesion_below_the_limit_becomes_lung(tiny_bundle: Path) -> None:
+    settings = SegmentSettings(min_lesion_ml=2.0)  # the phantom's lesion has 1.3 mL
+    engine = PointwiseEngine(pointwise_logits)
+    segmentation = Segmenter(load_bundle(tiny_bundle), engine, settings).segment(_phantom())
+    expected = phantom_labels()
+    expected[expected == 3] = 1
+    np.testing.assert_array_equal(segmentation.labels, expected)
+
+
+def test_a_finer_scan_is_labelled_on_its_own_grid(segmenter: Segmenter) -> None:
+    fine = phantom_hu().repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
+    volume = Volume(fine, spl_affine((1.0, 0.75, 0.75)))
+    labels = segmenter.segment(volume).labels
+    expected = phantom_labels().repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
+    assert labels.shape == expected.shape
+    # Interpolation moves borders by less than a voxel of the model; the inside is exact.
+    np.testing.assert_array_equal(labels[20:24, 24:30, 58:62], expected[20:24, 24:30, 58:62])
+    assert (labels == expected).mean() > 0.9
+
+
+def test_progress_counts_every_tile(segmenter: Segmenter) -> None:
+    seen: list[tuple[int, int]] = []
+    segmenter.segment(_phantom(), lambda done, total: seen.append((done, total)))
+    total = seen[-1][1]
+    assert seen == [(done, total) for done in range(1, total + 1)]
+
+
+def test_the_scan_is_not_changed(segmenter: Segmenter) -> None:
+    volume = _phantom()
+    segmenter.segment(volume)
+    np.testing.assert_array_equal(volume.voxels, phantom_hu())
+
+
+def test_steps_are_timed(segmenter: Segmenter) -> None:
+    timings = segmenter.segment(_phantom()).timings_s
+    assert list(timings) == [
+        "lung_box",
+        "to_model_grid",
+        "network",
+        "remove_small_lesions",
+        "measure",
+    ]
+    assert all(seconds >= 0 for seconds in timings.values())
+
+
+def test_a_scan_without_lungs_is_warned_of(segmenter: Segmenter) -> None:
+    segmentation = segmenter.segment(_phantom(np.full((20, 20, 20), 40, np.int16)))
+    assert not segmentation.labels.any()
+    warnings = " ".join(segmentation.warnings)
+    assert "found no lung: is this a CT of the chest?" in warnings
+    assert "No air-filled lungs were found" in warnings
+    assert segmentation.measures.infection_percent["whole"] is None
+
+
+def test_lungs_cut_by_the_field_of_view_are_warned_of_by_side(segmenter: Segmenter) -> None:
+    cut = _phantom(np.ascontiguousarray(phantom_hu()[10:]))
+    (warning,) = [w for w in segmenter.segment(cut).warnings if "touch the border" in w]
+    assert "(feet)" in warning
+
+
+def test_a_good_scan_has_no_warning_of_the_field_of_view(segmenter: Segmenter) -> None:
+    assert not [w for w in segmenter.segment(_phantom()).warnings if "border" in w]
+
+
+def test_thick_slices_are_warned_of(segmenter: Segmenter) -> None:
+    thick = Volume(phantom_hu(), spl_affine((6.0, 1.5, 1.5)))
+    assert any("6 mm apart" in warning for warning in segmenter.segment(thick).warnings)
+
+
+def test_a_network_of_other_classes_is_refused(tiny_bundle: Path) -> None:
+    engine = PointwiseEngine(lambda tiles: pointwise_logits(tiles)[:, :2])
+    with pytest.raises(EngineError, match="2 classes, the bundle names 4"):
+        Segmenter(load_bundle(tiny_bundle), engine).segment(_phantom())
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_limit_that_is_no_volume_is_refused(value: float) -> None:
+    with pytest.raises(SettingsError, match="min_lesion_ml"):
+        SegmentSettings(min_lesion_ml=value)

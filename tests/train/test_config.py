@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from covidseg_runtime.errors import SettingsError
+from covidseg_train.config import config_from_dict, load_config
+
+
+@pytest.mark.parametrize("name", ["default", "quick"])
+def test_shipped_experiments_load_and_survive_json(name):
+    config = load_config(name)
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_default_holds_two_patients_out():
+    data = load_config("default").data
+    assert set(data.test) == {"coronacases_002", "coronacases_007"}
+    assert not set(data.test) & {*data.train, *data.validation}
+
+
+def test_data_root_is_replaced(tmp_path):
+    assert load_config("default", data_root=tmp_path).data.root == str(tmp_path)
+
+
+def test_unknown_experiment_names_the_shipped_ones():
+    with pytest.raises(SettingsError, match="one of: default, quick"):
+        load_config("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"run": {"epoch": 3}}, r"\[run\] has no epoch; known are seed, epochs"),
+        ({"run": {"epochs": 0}}, "must be at least 1"),
+        ({"run": {"epochs": "3"}}, "epochs is '3'; a value of type int is expected"),
+        ({"run": {"precision": "fp8"}}, "precision is 'fp8'; one of auto, fp32, bf16 fits"),
+        ({"patches": {"shape": [80, 80]}}, "shape has 2 entries; 3 are expected"),
+        ({"patches": {"shape": [81, 80, 80]}}, "must be a multiple of"),
+        ({"optimiser": {"learning_rate": -1.0}}, "positive number"),
+        ({"network": {"widths": [8, 8]}}, "2 widths need 1 strides"),
+        ({"data": {"dataset": "covid_19_ct_seg_rebuilt", "root": "x", "train": []}}, "data.train is empty"),
+        (
+            {"data": {"dataset": "covid_19_ct_seg_rebuilt", "root": "x", "train": ["a"], "test": ["a"]}},
+            "names a more than once",
+        ),
+    ],
+)
+def test_contradictions_are_refused_by_name(section, message):
+    values = {"name": "x", "data": {"dataset": "covid_19_ct_seg_rebuilt", "root": "x", "train": ["a"]}, **section}
+    with pytest.raises(SettingsError, match=message):
+        config_from_dict(values)
+
+
+def test_a_file_that_is_no_toml_is_one_sentence(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text("= 3")
+    with pytest.raises(SettingsError, match="is not a TOML file"):
+        load_config(path)

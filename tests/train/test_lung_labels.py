@@ -1,0 +1,57 @@
+"""A drawn chest: two lungs of known size, a trachea, bowel gas, an infection at the border."""
+
+import numpy as np
+import pytest
+
+from covidseg_runtime.errors import VolumeError
+from covidseg_train.lung_labels import label_lungs
+
+SPACING = (3.0, 3.0, 3.0)
+
+
+def drawn_chest():
+    """(Z, Y, X) HU at 3 mm and the lungs' masks; x grows to the patient's left."""
+    z, y, x = np.mgrid[:60, :80, :110]
+    hu = np.full(z.shape, -1000, np.int16)
+    hu[((y - 40) / 34) ** 2 + ((x - 55) / 50) ** 2 < 1] = 40
+    right = ((z - 32) / 20) ** 2 + ((y - 40) / 18) ** 2 + ((x - 32) / 15) ** 2 < 1
+    left = ((z - 32) / 20) ** 2 + ((y - 40) / 18) ** 2 + ((x - 78) / 15) ** 2 < 1
+    hu[right | left] = -850
+    trachea = ((y - 45) ** 2 + (x - 55) ** 2 < 9) & (z > 40)
+    hu[trachea] = -1000
+    bowel = ((z - 4) ** 2 + (y - 30) ** 2 + (x - 70) ** 2) < 16
+    hu[bowel] = -900
+    return hu, left, right, trachea, bowel
+
+
+def test_lungs_are_found_and_parted():
+    hu, left, right, trachea, bowel = drawn_chest()
+    labels = label_lungs(hu, np.zeros(hu.shape, bool), SPACING)
+    for label, truth in ((1, left), (2, right)):
+        found = labels == label
+        assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.97
+    assert not labels[bowel].any()
+    assert labels[trachea].mean() < 0.05
+
+
+def test_infection_wins_and_is_kept_whole():
+    hu, _, right, _, _ = drawn_chest()
+    infection = np.zeros(hu.shape, bool)
+    infection[28:36, 50:58, 28:40] = True
+    hu[infection] = 0
+    labels = label_lungs(hu, infection, SPACING)
+    assert (labels[infection] == 3).all()
+    assert (labels == 3).sum() == infection.sum()
+
+
+def test_mirrored_chest_swaps_the_labels():
+    hu, *_ = drawn_chest()
+    none = np.zeros(hu.shape, bool)
+    labels = label_lungs(hu, none, SPACING)
+    mirrored = label_lungs(np.ascontiguousarray(hu[:, :, ::-1]), none, SPACING)[:, :, ::-1]
+    assert ((labels == 1) == (mirrored == 2)).mean() > 0.999
+
+
+def test_no_lungs_is_refused():
+    with pytest.raises(VolumeError, match="No lungs were found"):
+        label_lungs(np.full((20, 20, 20), 40, np.int16), np.zeros((20, 20, 20), bool), SPACING)

@@ -1,0 +1,136 @@
+"""Checkpoints: tensors as safetensors, everything else as JSON in its metadata. No pickle.
+
+One file holds the weights, their moving average, the optimiser's state, the experiment, the step and the score:
+enough to go on exactly where it stopped (patches follow from seed and step alone).
+"""
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from covidseg_runtime.errors import BundleError
+from covidseg_runtime.volume_files import write_bytes_atomic
+from covidseg_train.config import ExperimentConfig, config_from_dict
+from covidseg_train.unet import UNet3d
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        step: Optimiser steps done.
+        best_score: Best mean validation DSC of the infection so far; None before the first validation.
+        seconds: Wall time spent training, over all resumed parts.
+    """
+
+    step: int = 0
+    best_score: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint as read from disk; ``tensors`` are on the CPU."""
+
+    config: ExperimentConfig
+    progress: Progress
+    tensors: dict[str, Tensor]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors whose name begins with ``prefix.``, under the rest of their name."""
+        start = f"{prefix}."
+        return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
+
+
+def save_checkpoint(
+    path: Path,
+    config: ExperimentConfig,
+    progress: Progress,
+    *,
+    parts: dict[str, dict[str, Tensor]],
+) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: File to write.
+        config: The experiment.
+        progress: How far it is.
+        parts: Tensors by part (``network``, ``average``, ``optimiser``) and name.
+    """
+    tensors = {
+        f"{part}.{name}": value.detach().cpu().contiguous()
+        for part, values in parts.items()
+        for name, value in values.items()
+    }
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "config": json.dumps(config.to_dict()),
+        "progress": json.dumps(progress.__dict__),
+        "versions": json.dumps({"torch": torch.__version__, "python": platform.python_version()}),
+    }
+    write_bytes_atomic(path, save(tensors, metadata))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        BundleError: If the file is missing, damaged or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path} is not a readable checkpoint ({error}); train again or give another run.") from error
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise BundleError(f"{path} is not a checkpoint of covidseg's format {FORMAT_VERSION}.")
+    config = config_from_dict(json.loads(metadata["config"]))
+    return Checkpoint(config, Progress(**json.loads(metadata["progress"])), tensors)
+
+
+def load_network(path: Path) -> tuple[UNet3d, Checkpoint]:
+    """Build the network of a checkpoint with its averaged weights (the plain ones if it kept no average)."""
+    checkpoint = load_checkpoint(path)
+    network = UNet3d(checkpoint.config.network)
+    network.load_state_dict(checkpoint.part("average") or checkpoint.part("network"))
+    return network.eval(), checkpoint
+
+
+def optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
+    """State of the optimiser as tensors named ``<parameter index>.<key>``."""
+    state: dict[int, dict[str, Any]] = optimiser.state_dict()["state"]
+    return {
+        f"{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for index, values in state.items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def restore_optimiser(optimiser: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give the optimiser the state that ``optimiser_tensors`` returned."""
+    whole = optimiser.state_dict()
+    whole["state"] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        whole["state"].setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict(whole)
+
+
+def average_weights(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move ``average`` towards ``network``: ``average = decay * average + (1 - decay) * network``."""
+    with torch.no_grad():
+        for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+            mean.lerp_(value, 1.0 - decay)

@@ -1,0 +1,289 @@
+"""One experiment as frozen values, read from a TOML file.
+
+Sections of the file are the dataclasses below; keys are their fields. An unknown section or key is refused by name.
+Shipped experiments lie in ``configs/`` and are known by their file name (``quick``, ``default``).
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from covidseg_runtime.errors import SettingsError
+from covidseg_runtime.intensity import HounsfieldScaling
+from covidseg_train.unet import UNetSpec
+
+CONFIGS_FOLDER = Path(__file__).parent / "configs"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which cases take which part; one patient is in one list only.
+
+    Attributes:
+        dataset: Name of a file in ``covidseg_train/datasets``.
+        root: Folder of the cases; ``--data`` and COVIDSEG_DATA take precedence.
+        train: Case names learned from.
+        validation: Case names that pick the best checkpoint. Empty: the last checkpoint is the best.
+        test: Case names held out; never read while training.
+        cache: Folder of preprocessed cases.
+    """
+
+    dataset: Literal["covid_19_ct_seg_rebuilt"]
+    root: str
+    train: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    cache: str = "runs/cache"
+
+    def __post_init__(self) -> None:
+        """Refuse an empty training set and a case in two parts."""
+        if not self.train:
+            raise SettingsError("data.train is empty; name at least one case to learn from.")
+        parts = (*self.train, *self.validation, *self.test)
+        twice = sorted({case for case in parts if parts.count(case) > 1})
+        if twice:
+            raise SettingsError(f"data names {', '.join(twice)} more than once; a case belongs to one part only.")
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The grid and intensities the network sees; they travel in the bundle.
+
+    Attributes:
+        spacing_mm: Voxel spacing (z, y, x) of the model grid.
+        scaling: Window and scaling of Hounsfield units.
+    """
+
+    spacing_mm: tuple[float, float, float] = (1.5, 1.5, 1.5)
+    scaling: HounsfieldScaling = field(default_factory=lambda: HounsfieldScaling(-1000.0, 400.0, -500.0, 400.0))
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """How training patches are drawn.
+
+    Attributes:
+        shape: Patch (z, y, x) in voxels.
+        batch_size: Patches a step.
+        infection_fraction: Share of patches centred on an infected voxel.
+        lung_fraction: Share of patches centred on a voxel of the lungs; the rest lies anywhere.
+    """
+
+    shape: tuple[int, int, int] = (80, 80, 80)
+    batch_size: int = 2
+    infection_fraction: float = 0.5
+    lung_fraction: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Refuse shares outside [0, 1]."""
+        shares = (self.infection_fraction, self.lung_fraction)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise SettingsError(
+                f"patches.infection_fraction {shares[0]} and patches.lung_fraction {shares[1]} must be "
+                "non-negative and sum to 1 at most."
+            )
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of a training patch; probabilities 0 switch a change off.
+
+    Attributes:
+        mirror_probability: Mirroring left–right, with the labels of the two lungs swapped.
+        affine_probability: Rotation and scaling.
+        rotation_degrees: Largest rotation about each axis.
+        scale_range: Largest relative zoom (0.25 means 0.75 to 1.25).
+        noise_probability: Gaussian noise of up to 0.1 scaled units.
+        blur_probability: Gaussian blur, sigma 0.5 to 1 voxel.
+        contrast_probability: Brightness and contrast by a factor of 0.75 to 1.25, and gamma 0.7 to 1.5.
+        low_resolution_probability: Down- and up-sampling by a factor of 0.5 to 1.
+    """
+
+    mirror_probability: float = 0.5
+    affine_probability: float = 0.4
+    rotation_degrees: float = 20.0
+    scale_range: float = 0.25
+    noise_probability: float = 0.15
+    blur_probability: float = 0.15
+    contrast_probability: float = 0.2
+    low_resolution_probability: float = 0.2
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """The optimiser and its schedule.
+
+    Attributes:
+        name: ``sgd`` is nnU-Net's (Nesterov, momentum 0.99); ``adamw`` learns faster in a short training.
+        learning_rate: At the end of the warm-up.
+        weight_decay: L2 (sgd) or decoupled (adamw).
+        warmup_steps: Steps of linear warm-up.
+        clip_norm: Largest norm of the gradient.
+        ema_decay: Decay of the moving average of the weights that is validated and exported; 0 switches it off.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.01
+    weight_decay: float = 3e-5
+    warmup_steps: int = 0
+    clip_norm: float = 12.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        if self.learning_rate <= 0:
+            raise SettingsError(f"optimiser.learning_rate is {self.learning_rate}; a positive number is expected.")
+        if not 0 <= self.ema_decay < 1:
+            raise SettingsError(f"optimiser.ema_decay is {self.ema_decay}; 0 to below 1 is expected.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Length, seed and rhythm of the training.
+
+    Attributes:
+        seed: Weights, patches and augmentation all follow from it.
+        epochs: Epochs of ``steps_per_epoch`` steps.
+        steps_per_epoch: Optimiser steps an epoch.
+        validate_every: Epochs between two validations; the last epoch is always validated.
+        precision: ``bf16`` uses bfloat16 autocast where the device has it; ``auto`` decides.
+        strategy: How weights come in; ``scratch`` starts from random ones.
+    """
+
+    seed: int = 0
+    epochs: int = 10
+    steps_per_epoch: int = 100
+    validate_every: int = 5
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    strategy: Literal["scratch"] = "scratch"
+
+    def __post_init__(self) -> None:
+        """Refuse a training without steps."""
+        if min(self.epochs, self.steps_per_epoch, self.validate_every) < 1:
+            raise SettingsError("run.epochs, run.steps_per_epoch and run.validate_every must be at least 1.")
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """Tiles of the exported model and of validation.
+
+    Attributes:
+        shape: Tile (z, y, x) in voxels; fixed in the exported graph.
+        step: Distance of neighbouring tiles as a share of the tile.
+    """
+
+    shape: tuple[int, int, int] = (96, 96, 96)
+    step: float = 0.75
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that decides a training.
+
+    Raises:
+        SettingsError: If patch or tile do not fit the strides of the network.
+    """
+
+    name: str
+    data: DataConfig
+    grid: GridConfig = field(default_factory=GridConfig)
+    network: UNetSpec = field(default_factory=UNetSpec)
+    patches: PatchConfig = field(default_factory=PatchConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    tiles: TileConfig = field(default_factory=TileConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse shapes the network cannot halve evenly."""
+        for name, shape in (("patches.shape", self.patches.shape), ("tiles.shape", self.tiles.shape)):
+            if any(n % d for n, d in zip(shape, self.network.divisor(), strict=True)):
+                raise SettingsError(
+                    f"{name} is {shape}; each number must be a multiple of {self.network.divisor()}, "
+                    "the network's total stride."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The experiment as plain dicts, lists and numbers, as ``config_from_dict`` reads it."""
+        plain: dict[str, Any] = _listed(dataclasses.asdict(self))
+        return plain
+
+
+def load_config(name_or_path: str | Path, *, data_root: Path | None = None) -> ExperimentConfig:
+    """Read an experiment.
+
+    Args:
+        name_or_path: Name of a shipped experiment or path of a TOML file.
+        data_root: Replaces ``data.root``.
+
+    Raises:
+        SettingsError: If there is no such experiment, or the file is not valid.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = CONFIGS_FOLDER / f"{name_or_path}.toml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in CONFIGS_FOLDER.glob("*.toml")))
+        raise SettingsError(f"There is no experiment {str(name_or_path)!r}; give a .toml file or one of: {shipped}.")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not a TOML file: {error}.") from error
+    if data_root is not None and isinstance(values.get("data"), dict):
+        values["data"]["root"] = str(data_root)
+    return config_from_dict(values)
+
+
+def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
+    """Build an experiment from plain values.
+
+    Raises:
+        SettingsError: If a section or key is unknown, missing or of the wrong kind.
+    """
+    return _build(ExperimentConfig, values, "the experiment")
+
+
+def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
+    """Build a dataclass from a dict, its fields being numbers, strings, tuples or dataclasses."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise SettingsError(f"{where} has no {', '.join(unknown)}; known are {', '.join(fields)}.")
+    try:
+        return kind(**{name: _convert(fields[name].type, value, name) for name, value in values.items()})
+    except TypeError as error:
+        raise SettingsError(f"{where} is not complete: {error}.") from error
+
+
+def _convert(annotation: Any, value: Any, name: str) -> Any:  # noqa: ANN401  (any field type, any TOML value)
+    if dataclasses.is_dataclass(annotation):
+        if not isinstance(value, dict):
+            raise SettingsError(f"[{name}] must be a section, {value!r} was given.")
+        return _build(annotation, value, f"[{name}]")  # type: ignore[arg-type]
+    if get_origin(annotation) is Literal:
+        if value not in get_args(annotation):
+            raise SettingsError(f"{name} is {value!r}; one of {', '.join(map(str, get_args(annotation)))} fits.")
+        return value
+    if get_origin(annotation) is tuple:
+        if not isinstance(value, list | tuple):
+            raise SettingsError(f"{name} is {value!r}; a list is expected.")
+        kinds = get_args(annotation)
+        if kinds[-1] is Ellipsis:
+            return tuple(_convert(kinds[0], item, name) for item in value)
+        if len(kinds) != len(value):
+            raise SettingsError(f"{name} has {len(value)} entries; {len(kinds)} are expected.")
+        return tuple(_convert(kind, item, name) for kind, item in zip(kinds, value, strict=True))
+    number_for_float = annotation is float and isinstance(value, int) and not isinstance(value, bool)
+    if not (type(value) is annotation or number_for_float):
+        raise SettingsError(f"{name} is {value!r}; a value of type {annotation.__name__} is expected.")
+    return float(value) if number_for_float else value
+
+
+def _listed(value: Any) -> Any:  # noqa: ANN401  (any plain value)
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
