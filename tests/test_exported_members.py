@@ -17,7 +17,7 @@ def test_every_public_name_exists(package: object) -> None:
 def test_the_front_door_shows_the_runtime_and_nothing_else() -> None:
     assert covidseg.__all__ == covidseg_runtime.__all__
     for name in covidseg.__all__:
-        assert getattr(covidseg, name) is getattr(covidseg_runtime, name)
+        assert getattr(covidseg, name) == getattr(covidseg_runtime, name)
 
 
 def test_both_state_one_version() -> None:

@@ -48,8 +48,7 @@ def refuse_unknown_options(ctx: click.Context) -> None:
     unknown = sorted(set(ctx.default_map or {}) - known)
     if unknown:
         raise click.UsageError(
-            f"the configuration file has [{ctx.info_name}] {unknown[0]}, "
-            f"which `covidseg {ctx.info_name}` does not know"
+            f"the configuration file has [{ctx.info_name}] {unknown[0]}, which `covidseg {ctx.info_name}` does not know"
         )
 
 

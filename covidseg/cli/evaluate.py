@@ -37,9 +37,7 @@ _LABEL_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def evaluate(
-    ctx: click.Context, prediction: Path, truth: Path, truth_kind: TruthKind, *, json: bool
-) -> None:
+def evaluate(ctx: click.Context, prediction: Path, truth: Path, truth_kind: TruthKind, *, json: bool) -> None:
     """Compare the label map PRED with TRUTH, label by label.
 
     DSC is the Dice coefficient, NSD the share of both borders that lie within the tolerance of

@@ -38,7 +38,8 @@ class CommandError(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
         """Keep the message on one line: it may hold another library's several."""
         super().__init__(" ".join(message.split()))
-        self.exit_code = exit_code
+        # click reads the code of the one error, though it is typed as that of the class
+        self.exit_code = exit_code  # type: ignore[misc]
 
 
 @contextmanager
@@ -72,7 +73,6 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
     except ModuleNotFoundError as exc:
         missing = (exc.name or "").partition(".")[0]
         raise CommandError(
-            f"{purpose} needs {missing or extra}, which is not installed: "
-            f"pip install 'covidseg[{extra}]'",
+            f"{purpose} needs {missing or extra}, which is not installed: pip install 'covidseg[{extra}]'",
             USAGE,
         ) from exc

@@ -11,9 +11,7 @@ from covidseg.cli.exit_codes import needs_extra
 
 
 @click.command()
-@click.argument(
-    "run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+@click.argument("run_folder", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "-o",
     "--output",

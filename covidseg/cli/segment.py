@@ -137,9 +137,7 @@ def run_segment(scan: Path, options: SegmentOptions, files: OutputFiles) -> dict
     settings = SegmentSettings(min_lesion_ml=options.min_lesion_ml)
     volume = read_volume(scan)
     truth = _read_truth(options, volume)
-    with Segmenter.open(
-        options.model, engine=options.engine, device=options.device, settings=settings
-    ) as segmenter:
+    with Segmenter.open(options.model, engine=options.engine, device=options.device, settings=settings) as segmenter:
         engine, bundle = segmenter.engine, segmenter.bundle
         click.echo(f"{bundle.name} {bundle.version} on {engine.name} {engine.precision}", err=True)
         with tile_progress() as on_progress:

@@ -22,8 +22,7 @@ from covidseg.cli.exit_codes import needs_extra
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run; a run of the same configuration is resumed. "
-    "[default: runs/<name of CONFIG>]",
+    help="Folder of the run; a run of the same configuration is resumed. [default: runs/<name of CONFIG>]",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:n.")
 @click.pass_context

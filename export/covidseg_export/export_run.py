@@ -17,6 +17,7 @@ from covidseg_export.to_onnx import OPSET, export_onnx
 from covidseg_export.write_bundle import json_bytes, write_bundle_folder
 from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.engines import open_engine
+from covidseg_runtime.engines.engine import Engine
 from covidseg_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from covidseg_runtime.engines.openvino_engine import OpenVinoEngine
 from covidseg_runtime.errors import BundleError
@@ -104,7 +105,7 @@ def read_parity_scan(path: Path, config: ExperimentConfig) -> ParityScan:
 def compare_engines(network: UNet3d, model_path: Path, scan: ParityScan) -> dict[str, Parity]:
     """Compare OpenVINO f32 and ONNX Runtime with torch fp32."""
     reference = TorchEngine(network, device=torch.device("cpu"))
-    candidates = {
+    candidates: dict[str, Engine] = {
         "openvino": OpenVinoEngine(model_path, precision="f32"),
         "onnxruntime": OnnxRuntimeEngine(model_path),
     }

@@ -97,9 +97,7 @@ def require_parity(results: Mapping[str, Parity]) -> None:
 
 
 def _slabs(engine: Engine, scan: ParityScan) -> list[LogitSlab]:
-    return list(
-        predict_tiled(engine, scan.hu, scan.plan, lambda hu: clip_and_scale_hounsfield(hu, scan.scaling))
-    )
+    return list(predict_tiled(engine, scan.hu, scan.plan, lambda hu: clip_and_scale_hounsfield(hu, scan.scaling)))
 
 
 def _compare(engine: Engine, reference: list[LogitSlab], scan: ParityScan) -> Parity:

@@ -40,10 +40,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 BUNDLE_FILE = "bundle.json"
-DEFAULT_BUNDLE = "covidseg-small"
-LABELS: Mapping[int, str] = MappingProxyType(
-    {0: "background", 1: "left lung", 2: "right lung", 3: "infection"}
-)
+DEFAULT_BUNDLE = "default"
+LABELS: Mapping[int, str] = MappingProxyType({0: "background", 1: "left lung", 2: "right lung", 3: "infection"})
 
 _MAX_BUNDLE_BYTES = 4 * 2**20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -74,9 +72,7 @@ class PreprocessingSpec:
                 "of L R, one of P A, one of I S"
             )
         if not all(0 < size < math.inf for size in self.spacing_mm):
-            raise BundleError(
-                f"preprocessing.spacing_mm is {self.spacing_mm}: expected three positive numbers"
-            )
+            raise BundleError(f"preprocessing.spacing_mm is {self.spacing_mm}: expected three positive numbers")
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ class ModelBundle:
 
     Attributes:
         folder: Where it lies.
-        name: Its name, such as "covidseg-small".
+        name: Its name, such as "covidseg-default".
         version: Its version.
         labels: Label value -> meaning.
         preprocessing: How a scan becomes the network's input.
@@ -169,8 +165,7 @@ def find_bundle(name_or_path: str | None) -> Path:
         return folder
     known = ", ".join(path.name for path in list_bundles()) or "none"
     raise BundleError(
-        f"no model bundle {name_or_path!r}: neither a shipped name ({known}) nor a folder with "
-        f"a {BUNDLE_FILE}"
+        f"no model bundle {name_or_path!r}: neither a shipped name ({known}) nor a folder with a {BUNDLE_FILE}"
     )
 
 
@@ -238,9 +233,7 @@ def _read_description(folder: Path) -> Mapping[str, Any]:
         raise BundleError(f"{file} must hold one JSON object")
     version = description.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise BundleError(
-            f"{file} has schema version {version!r}; this covidseg reads {SCHEMA_VERSION}"
-        )
+        raise BundleError(f"{file} has schema version {version!r}; this covidseg reads {SCHEMA_VERSION}")
     return description
 
 
@@ -306,9 +299,7 @@ def _parse_file(entry: object) -> ModelFile:
         raise BundleError(f"{BUNDLE_FILE}: every entry of files must be an object")
     name, sha256 = _text(entry, "name"), _text(entry, "sha256")
     if not _SAFE_NAME.fullmatch(name):
-        raise BundleError(
-            f"{BUNDLE_FILE}: file name {name!r} is refused: letters, digits, '.', '_' and '-' only"
-        )
+        raise BundleError(f"{BUNDLE_FILE}: file name {name!r} is refused: letters, digits, '.', '_' and '-' only")
     if not _SHA256.fullmatch(sha256):
         raise BundleError(f"{BUNDLE_FILE}: sha256 of {name} must be 64 lower-case hexadecimals")
     precision = entry.get("precision")
@@ -328,9 +319,7 @@ def _verify_file(folder: Path, file: ModelFile) -> None:
     except OSError as exc:
         raise BundleError(f"{path} cannot be read: {exc}") from exc
     if actual != file.sha256:
-        raise BundleError(
-            f"{path} was altered: its sha256 is {actual}, {BUNDLE_FILE} says {file.sha256}"
-        )
+        raise BundleError(f"{path} was altered: its sha256 is {actual}, {BUNDLE_FILE} says {file.sha256}")
     if path.suffix == ".onnx":
         refuse_external_data(path)
 

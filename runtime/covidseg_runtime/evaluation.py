@@ -74,14 +74,11 @@ def compare_label_maps(
     only_infection = resolve_truth_kind(truth, truth_kind) == "infection"
     compared = (INFECTION,) if only_infection else _present(predicted_labels, true_labels)
     return tuple(
-        _compare(label, predicted_labels == label, true_labels == label, prediction.spacing_mm)
-        for label in compared
+        _compare(label, predicted_labels == label, true_labels == label, prediction.spacing_mm) for label in compared
     )
 
 
-def dice_by_label(
-    predicted_labels: NDArray[np.uint8], true_labels: NDArray[np.uint8]
-) -> dict[int, float]:
+def dice_by_label(predicted_labels: NDArray[np.uint8], true_labels: NDArray[np.uint8]) -> dict[int, float]:
     """The Dice coefficient of every label of the truth, both of one shape.
 
     A truth of infection only, or without any label, is compared for infection alone. This is the
@@ -91,9 +88,7 @@ def dice_by_label(
     return {label: dice(predicted_labels == label, true_labels == label) for label in labels}
 
 
-def align_truth(
-    reference: Volume, truth: Volume, *, truth_kind: TruthKind = "auto"
-) -> NDArray[np.uint8]:
+def align_truth(reference: Volume, truth: Volume, *, truth_kind: TruthKind = "auto") -> NDArray[np.uint8]:
     """The truth's labels on the grid of `reference`, (X, Y, Z) uint8, as covidseg's labels.
 
     An infection mask comes back with label 3 wherever it is not zero.
@@ -104,8 +99,7 @@ def align_truth(
     turned = to_orientation(truth, reference.orientation)
     if turned.shape != reference.shape:
         raise VolumeError(
-            f"the truth has shape {turned.shape}, the prediction {reference.shape}: they are not "
-            "of one scan"
+            f"the truth has shape {turned.shape}, the prediction {reference.shape}: they are not of one scan"
         )
     distance = _corner_distance_mm(reference, turned)
     if distance > _SAME_PLACE_VOXELS * min(reference.spacing_mm):
@@ -132,9 +126,7 @@ def resolve_truth_kind(truth: Volume, truth_kind: TruthKind) -> Literal["labels"
 
 
 def _present(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> tuple[int, ...]:
-    return tuple(
-        label for label in LABELS if label and ((first == label).any() or (second == label).any())
-    )
+    return tuple(label for label in LABELS if label and ((first == label).any() or (second == label).any()))
 
 
 def _compare(

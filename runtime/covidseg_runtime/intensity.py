@@ -45,5 +45,6 @@ def clip_and_scale_hounsfield(hu: NDArray[Any], scaling: HounsfieldScaling) -> N
     Returns:
         New float32 array of the same shape.
     """
-    scaled = np.clip(hu, scaling.lower_hu, scaling.upper_hu).astype(np.float32, copy=False)
-    return (scaled - np.float32(scaling.mean_hu)) * np.float32(1.0 / scaling.sd_hu)
+    clipped = np.clip(hu, scaling.lower_hu, scaling.upper_hu).astype(np.float32, copy=False)
+    scaled: NDArray[np.float32] = (clipped - np.float32(scaling.mean_hu)) * np.float32(1.0 / scaling.sd_hu)
+    return scaled

@@ -45,9 +45,7 @@ class Box:
         return z, y, x
 
 
-def find_lung_box(
-    voxels: NDArray[Any], spacing_mm: tuple[float, float, float], *, margin_mm: float = MARGIN_MM
-) -> Box:
+def find_lung_box(voxels: NDArray[Any], spacing_mm: tuple[float, float, float], *, margin_mm: float = MARGIN_MM) -> Box:
     """Find the box that holds the lungs.
 
     Works on every n-th voxel (about 5 mm). Air enclosed by the body, in pieces of a lung's size, gives the lungs'

@@ -99,9 +99,7 @@ def count_infection_in_left(labels: NDArray[np.uint8], spacing_mm: Spacing) -> i
         # Without any lung the body's middle parts the sides; x grows to the patient's left.
         return int(np.count_nonzero(labels[:, :, labels.shape[2] // 2 :] == INFECTION))
     coarse_mm = [mm * step for mm, step in zip(spacing_mm, steps, strict=True)]
-    nearest = distance_transform_edt(
-        ~is_lung, sampling=coarse_mm, return_distances=False, return_indices=True
-    )
+    nearest = distance_transform_edt(~is_lung, sampling=coarse_mm, return_distances=False, return_indices=True)
     nearest_is_left = coarse[tuple(nearest)] == LEFT_LUNG
     total = 0
     for z, plane in enumerate(labels):

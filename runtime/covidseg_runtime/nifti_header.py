@@ -82,8 +82,7 @@ def _parse(raw: bytes, name: str) -> Nifti1Header:
             if int(header["sizeof_hdr"]) == size:
                 return header
     raise VolumeError(
-        f"{name} is not a single-file NIfTI image; give a CT as .nii or .nii.gz "
-        "(convert DICOM with dcm2niix first)."
+        f"{name} is not a single-file NIfTI image; give a CT as .nii or .nii.gz (convert DICOM with dcm2niix first)."
     )
 
 
@@ -107,7 +106,7 @@ def _judge_shape(header: Nifti1Header, name: str) -> tuple[int, int, int]:
 
 def _judge_type(header: Nifti1Header, name: str) -> np.dtype[Any]:
     try:
-        dtype = header.get_data_dtype()
+        dtype: np.dtype[Any] = header.get_data_dtype()
     except HeaderDataError as error:
         raise VolumeError(f"{name}: unknown NIfTI data type {int(header['datatype'])}.") from error
     if dtype.str[1:] not in _READABLE:

@@ -90,9 +90,7 @@ def _is_external(number: int, wire_type: int, value: int) -> bool:
     return number == _TENSOR_DATA_LOCATION and (wire_type != _VARINT or value != 0)
 
 
-def _fields(
-    model: mmap.mmap, start: int, stop: int, name: str
-) -> Iterator[tuple[int, int, int, int]]:
+def _fields(model: mmap.mmap, start: int, stop: int, name: str) -> Iterator[tuple[int, int, int, int]]:
     """Yield (field number, wire type, varint value or value's start, value's end)."""
     position = start
     while position < stop:

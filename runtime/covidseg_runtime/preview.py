@@ -51,9 +51,7 @@ def write_preview(
     write_bytes_atomic(path, render_preview(volume, labels, truth))
 
 
-def render_preview(
-    volume: Volume, labels: NDArray[np.uint8], truth: NDArray[np.uint8] | None = None
-) -> bytes:
+def render_preview(volume: Volume, labels: NDArray[np.uint8], truth: NDArray[np.uint8] | None = None) -> bytes:
     """The picture of `write_preview` as the bytes of a PNG file."""
     pillow = import_pillow()
     for name, array in (("labels", labels), ("truth", truth)):

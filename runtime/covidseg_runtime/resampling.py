@@ -47,7 +47,7 @@ class GridPair:
         lengths = tuple(n * mm for n, mm in zip(source_shape, source_spacing_mm, strict=True))
         z, y, x = (max(1, round(length / mm)) for length, mm in zip(lengths, model_spacing_mm, strict=True))
         exact = (lengths[0] / z, lengths[1] / y, lengths[2] / x)
-        return cls(tuple(source_shape), tuple(source_spacing_mm), (z, y, x), exact)
+        return cls(source_shape, source_spacing_mm, (z, y, x), exact)
 
 
 def axis_weights(n_from: int, n_to: int) -> NDArray[np.float32]:
@@ -62,7 +62,8 @@ def axis_weights(n_from: int, n_to: int) -> NDArray[np.float32]:
     centres = np.clip(centres, 0, n_from - 1)
     distance = np.abs(centres[:, None] - np.arange(n_from)[None, :])
     weights = np.maximum(0.0, 1.0 - distance / max(1.0, ratio))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    normalised: NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalised
 
 
 def to_model_grid(voxels: NDArray[Any], grids: GridPair) -> NDArray[np.float32]:
@@ -92,9 +93,7 @@ def to_model_grid(voxels: NDArray[Any], grids: GridPair) -> NDArray[np.float32]:
     return model
 
 
-def to_source_grid(
-    slabs: Iterable["LogitSlab"], grids: GridPair
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def to_source_grid(slabs: Iterable["LogitSlab"], grids: GridPair) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Resample logits back to the source grid, slice by slice.
 
     Args:

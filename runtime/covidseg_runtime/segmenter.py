@@ -50,9 +50,7 @@ class SegmentSettings:
     def __post_init__(self) -> None:
         """Refuse volumes that are no volume."""
         if not 0 <= self.min_lesion_ml < math.inf:
-            raise SettingsError(
-                f"min_lesion_ml is {self.min_lesion_ml}: expected 0 or a positive number"
-            )
+            raise SettingsError(f"min_lesion_ml is {self.min_lesion_ml}: expected 0 or a positive number")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +79,11 @@ class Segmenter:
     Example:
         >>> with Segmenter.open() as segmenter:                 # doctest: +SKIP
         ...     segmentation = segmenter.segment(volume)
-        >>> segmentation.measures.infection_percent["whole"]    # doctest: +SKIP
+        >>> segmentation.measures.infection_percent.whole    # doctest: +SKIP
         12.5
     """
 
-    def __init__(
-        self, bundle: ModelBundle, engine: Engine, settings: SegmentSettings | None = None
-    ) -> None:
+    def __init__(self, bundle: ModelBundle, engine: Engine, settings: SegmentSettings | None = None) -> None:
         """Use an engine that is already open; `close` closes it.
 
         Args:
@@ -182,9 +178,7 @@ class Segmenter:
     ) -> None:
         """Write the labels into `labels`, (Z, Y, X) on the source grid, slice by slice."""
         prepare = partial(clip_and_scale_hounsfield, scaling=self.bundle.preprocessing.scaling)
-        slabs = predict_tiled(
-            self.engine, image, self.bundle.tile_plan, prepare, on_tile=on_progress
-        )
+        slabs = predict_tiled(self.engine, image, self.bundle.tile_plan, prepare, on_tile=on_progress)
         checked = _check_classes(slabs, len(self.bundle.labels))
         for z, logits in to_source_grid(checked, grids):
             labels[z] = logits.argmax(axis=0)
@@ -212,15 +206,11 @@ def _round_to_int16(hu: NDArray[np.float32]) -> NDArray[np.int16]:
 def _check_classes(slabs: Iterator[LogitSlab], classes: int) -> Iterator[LogitSlab]:
     for slab in slabs:
         if slab.logits.shape[0] != classes:
-            raise EngineError(
-                f"the network gives {slab.logits.shape[0]} classes, the bundle names {classes}"
-            )
+            raise EngineError(f"the network gives {slab.logits.shape[0]} classes, the bundle names {classes}")
         yield slab
 
 
-def _warnings(
-    labels: NDArray[np.uint8], box: Box, spacing_mm: tuple[float, float, float]
-) -> tuple[str, ...]:
+def _warnings(labels: NDArray[np.uint8], box: Box, spacing_mm: tuple[float, float, float]) -> tuple[str, ...]:
     """What a reader has to know; `labels` (Z, Y, X) in orientation SPL."""
     found: list[str] = []
     if box.rule != "lungs":

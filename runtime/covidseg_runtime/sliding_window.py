@@ -67,9 +67,8 @@ def _predict_tile(engine: Engine, tile: NDArray[np.float32], plan: TilePlan) -> 
     padding = [(0, full - n) for n, full in zip(tile.shape, plan.tile_shape, strict=True)]
     padded = np.pad(tile, padding, mode="edge") if any(after for _, after in padding) else tile
     batch = np.ascontiguousarray(padded, np.float32)[None, None]
-    cut = tuple(slice(n) for n in tile.shape)
-    logits: NDArray[np.float32] = engine.predict(batch)[(0, slice(None), *cut)]
-    return logits
+    z, y, x = tile.shape
+    return engine.predict(batch)[0, :, :z, :y, :x]
 
 
 def _next_start(tiles: tuple[Tile, ...], done: int, depth: int) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip
+from isal.isal_zlib import error as isal_error
 from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
 
@@ -140,7 +141,7 @@ def _read(path: Path) -> Volume:
             head = _read_up_to(file, NIFTI2_BYTES)
             layout = judge_header(head, path.name)
             buffer = _read_data(file, head, layout, path.name)
-    except (BadGzipFile, EOFError, zlib.error, isal_zlib.error) as error:
+    except (BadGzipFile, EOFError, zlib.error, isal_error) as error:  # type: ignore[misc]  # the stub of isal: an instance
         raise VolumeError(f"{path.name} is not a whole gzip file ({error}); copy it again.") from error
     except OSError as error:
         raise VolumeError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -189,7 +190,7 @@ def _scaled(voxels: NDArray[Any], layout: NiftiLayout, name: str) -> NDArray[Any
     if native.dtype.kind in "iu" and layout.slope == 1 and layout.intercept == int(layout.intercept):
         shift = int(layout.intercept)
         lowest, highest = int(native.min()) + shift, int(native.max()) + shift
-        if -32768 <= lowest and highest <= 32767:
+        if lowest >= -32768 and highest <= 32767:
             if shift == 0:
                 return native.astype(np.int16, copy=False)
             return (native.astype(np.int32) + shift).astype(np.int16)

@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import spl_affine
 from numpy.typing import NDArray
+from phantom import spl_affine
 
 from covidseg.cli import main
 from covidseg_runtime.evaluation import compare_label_maps

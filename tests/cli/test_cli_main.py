@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +46,7 @@ def test_an_unknown_command_is_exit_2() -> None:
 
 
 def test_python_m_covidseg_is_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_import_light import SOURCES
-
-    monkeypatch.setenv("PYTHONPATH", SOURCES)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     command = [sys.executable, "-m", "covidseg", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"covidseg, version {__version__}\n"
@@ -71,9 +70,7 @@ def test_flag_before_environment_before_file_before_default(
     assert engine_of("--engine", "onnxruntime") == "onnxruntime"
 
 
-def test_the_home_folder_has_a_configuration_too(
-    here: Path, phantom_scan: Path, tiny_bundle: Path
-) -> None:
+def test_the_home_folder_has_a_configuration_too(here: Path, phantom_scan: Path, tiny_bundle: Path) -> None:
     folder = here / "home" / ".config" / "covidseg"
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(f'[segment]\nmodel = "{tiny_bundle}"\nmin-lesion-ml = 9\n')
@@ -138,6 +135,4 @@ def test_a_missing_package_is_one_sentence_with_its_pip_line() -> None:
     with pytest.raises(click.ClickException) as caught, needs_extra("train", "Training"):
         raise ModuleNotFoundError("No module named 'torch'", name="torch.nn")
     assert caught.value.exit_code == 2
-    assert caught.value.message == (
-        "Training needs torch, which is not installed: pip install 'covidseg[train]'"
-    )
+    assert caught.value.message == ("Training needs torch, which is not installed: pip install 'covidseg[train]'")

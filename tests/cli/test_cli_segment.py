@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import PHANTOM_SPACING_MM, phantom_labels, spl_affine
+from phantom import PHANTOM_SPACING_MM, phantom_labels, spl_affine
 
 from covidseg.cli import main
 
@@ -32,9 +32,7 @@ def _labels(path: Path) -> np.ndarray:
     return np.asarray(nibabel.load(path).dataobj)
 
 
-def test_a_scan_becomes_a_label_map_and_a_report(
-    here: Path, phantom_scan: Path, tiny_bundle: Path
-) -> None:
+def test_a_scan_becomes_a_label_map_and_a_report(here: Path, phantom_scan: Path, tiny_bundle: Path) -> None:
     result = _segment(phantom_scan, "--model", tiny_bundle, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in here.iterdir()) == [
@@ -65,32 +63,22 @@ def test_people_read_the_result_on_stdout_and_the_cost_on_stderr(
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_json_is_alone_on_stdout(
-    here: Path, phantom_scan: Path, tiny_bundle: Path, engine: str
-) -> None:
-    result = _segment(
-        phantom_scan, "--model", tiny_bundle, "--engine", engine, "--device", "cpu", "--json"
-    )
+def test_json_is_alone_on_stdout(here: Path, phantom_scan: Path, tiny_bundle: Path, engine: str) -> None:
+    result = _segment(phantom_scan, "--model", tiny_bundle, "--engine", engine, "--device", "cpu", "--json")
     report = json.loads(result.stdout)
     assert report["engine"]["name"] == engine
     assert report == json.loads((here / "phantom_covidseg.json").read_text())
 
 
-def test_truth_and_preview(
-    here: Path, phantom_scan: Path, phantom_truth: Path, tiny_bundle: Path
-) -> None:
-    result = _segment(
-        phantom_scan, "--model", tiny_bundle, "--truth", phantom_truth, "--preview", "look.png"
-    )
+def test_truth_and_preview(here: Path, phantom_scan: Path, phantom_truth: Path, tiny_bundle: Path) -> None:
+    result = _segment(phantom_scan, "--model", tiny_bundle, "--truth", phantom_truth, "--preview", "look.png")
     assert result.exit_code == 0, result.output
     assert "DSC infection      1.0000" in result.stdout
     assert "DSC left lung      1.0000" in result.stdout
     assert (here / "look.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_infection_mask_is_a_truth_for_infection_alone(
-    here: Path, phantom_scan: Path, tiny_bundle: Path
-) -> None:
+def test_an_infection_mask_is_a_truth_for_infection_alone(here: Path, phantom_scan: Path, tiny_bundle: Path) -> None:
     mask = (phantom_labels() == 3).astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(mask, spl_affine(PHANTOM_SPACING_MM)), here / "mask.nii.gz")
     result = _segment(phantom_scan, "--model", tiny_bundle, "--truth", "mask.nii.gz", "--json")
@@ -119,9 +107,7 @@ def test_a_truth_of_another_scan_is_exit_3_and_nothing_is_written(
     assert [path.name for path in here.iterdir()] == ["truth.nii.gz"]
 
 
-def test_an_altered_model_is_exit_5_and_nothing_is_written(
-    here: Path, phantom_scan: Path, tiny_bundle: Path
-) -> None:
+def test_an_altered_model_is_exit_5_and_nothing_is_written(here: Path, phantom_scan: Path, tiny_bundle: Path) -> None:
     with (tiny_bundle / "model.onnx").open("ab") as file:
         file.write(b"\0")
     result = _segment(phantom_scan, "--model", tiny_bundle)
@@ -164,9 +150,7 @@ def test_a_scan_that_does_not_exist_is_exit_2(here: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["-o", "--report", "--preview"])
-def test_the_scan_is_never_replaced(
-    here: Path, phantom_scan: Path, tiny_bundle: Path, option: str
-) -> None:
+def test_the_scan_is_never_replaced(here: Path, phantom_scan: Path, tiny_bundle: Path, option: str) -> None:
     before = phantom_scan.read_bytes()
     link = here / "link.nii.gz"
     link.symlink_to(phantom_scan)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import tiny_description, tiny_model, tiny_model_proto, write_tiny_bundle
+from phantom import tiny_description, tiny_model, tiny_model_proto, write_tiny_bundle
 
 from covidseg_runtime.bundle import (
     bundle_to_json,
@@ -90,9 +91,7 @@ def test_names_that_may_leave_the_folder_are_refused(tiny_bundle: Path, name: st
         ("name", 7, "name"),
     ],
 )
-def test_a_contradictory_description_is_refused(
-    tiny_bundle: Path, key: str, value: object, message: str
-) -> None:
+def test_a_contradictory_description_is_refused(tiny_bundle: Path, key: str, value: object, message: str) -> None:
     _rewrite(tiny_bundle, lambda description: description.update({key: value}))
     with pytest.raises(BundleError, match=message):
         load_bundle(tiny_bundle)
@@ -149,7 +148,7 @@ def _constant_outside(model: Any) -> None:
 def _inside_a_branch(model: Any) -> None:
     import onnx
 
-    tensor = onnx.helper.make_tensor("t", onnx.TensorProto.FLOAT, [1], [1.0])
+    tensor = onnx.numpy_helper.from_array(np.ones(1, np.float32), "t")
     _point_elsewhere(tensor)
     branch = onnx.helper.make_graph([], "branch", [], [], [tensor])
     node = onnx.helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
@@ -160,7 +159,7 @@ def _sparse_outside(model: Any) -> None:
     import onnx
 
     sparse = onnx.SparseTensorProto(dims=[4])
-    sparse.values.CopyFrom(onnx.helper.make_tensor("s", onnx.TensorProto.FLOAT, [1], [1.0]))
+    sparse.values.CopyFrom(onnx.numpy_helper.from_array(np.ones(1, np.float32), "s"))
     _point_elsewhere(sparse.values)
     model.graph.sparse_initializer.append(sparse)
 
@@ -168,7 +167,7 @@ def _sparse_outside(model: Any) -> None:
 def _function_outside(model: Any) -> None:
     import onnx
 
-    constant = onnx.helper.make_tensor("t", onnx.TensorProto.FLOAT, [1], [1.0])
+    constant = onnx.numpy_helper.from_array(np.ones(1, np.float32), "t")
     _point_elsewhere(constant)
     node = onnx.helper.make_node("Constant", [], ["y"], value=constant)
     opset = [onnx.helper.make_opsetid("", 17)]
@@ -186,9 +185,7 @@ def _function_outside(model: Any) -> None:
         _function_outside,
     ],
 )
-def test_a_tensor_kept_in_another_file_is_found_wherever_it_is(
-    tmp_path: Path, change: Callable[[Any], None]
-) -> None:
+def test_a_tensor_kept_in_another_file_is_found_wherever_it_is(tmp_path: Path, change: Callable[[Any], None]) -> None:
     model = tiny_model_proto()
     change(model)
     folder = write_tiny_bundle(tmp_path / "outside", model.SerializeToString())

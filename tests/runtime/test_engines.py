@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TILE_SHAPE, pointwise_logits
 from numpy.typing import NDArray
+from phantom import TILE_SHAPE, pointwise_logits
 
 from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.engines import available_engines, engine_candidates, open_engine
@@ -114,17 +114,13 @@ def test_auto_on_the_cpu_is_openvino_in_float32(tiny_bundle: Path) -> None:
     assert (engine.name, engine.precision) == ("openvino", "f32")
 
 
-def test_auto_falls_back_to_onnx_runtime(
-    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
-) -> None:
+def test_auto_falls_back_to_onnx_runtime(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     engine = open_engine(load_bundle(tiny_bundle), device="cpu")
     assert (engine.name, engine.precision) == ("onnxruntime", "f32")
 
 
-def test_without_any_engine_every_reason_is_given(
-    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path
-) -> None:
+def test_without_any_engine_every_reason_is_given(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineError, match="OpenVINO cannot be loaded.*ONNX Runtime cannot"):

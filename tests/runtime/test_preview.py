@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PHANTOM_SPACING_MM, phantom_hu, phantom_labels, spl_affine
 from numpy.typing import NDArray
+from phantom import PHANTOM_SPACING_MM, phantom_hu, phantom_labels, spl_affine
 
 from covidseg_runtime.errors import EngineError, VolumeError
 from covidseg_runtime.preview import render_preview, write_preview

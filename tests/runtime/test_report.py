@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PHANTOM_SPACING_MM, phantom_hu, pointwise_logits, spl_affine
+from phantom import PHANTOM_SPACING_MM, phantom_hu, pointwise_logits, spl_affine
 
 from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.engines.fake_engine import PointwiseEngine

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import (
+from phantom import (
     PHANTOM_SPACING_MM,
     phantom_hu,
     phantom_labels,
@@ -21,9 +21,7 @@ from covidseg_runtime.errors import EngineError, SettingsError
 from covidseg_runtime.segmenter import Segmenter, SegmentSettings
 from covidseg_runtime.volume import Volume, reorient_array, to_orientation
 
-ORIENTATIONS = [
-    "".join(letters) for axes in permutations(("LR", "AP", "IS")) for letters in product(*axes)
-]
+ORIENTATIONS = ["".join(letters) for axes in permutations(("LR", "AP", "IS")) for letters in product(*axes)]
 
 
 def _phantom(hu: np.ndarray | None = None) -> Volume:
@@ -40,9 +38,7 @@ def test_there_are_48_orientations() -> None:
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_every_axis_order_gives_the_same_labels_in_the_patient(
-    segmenter: Segmenter, orientation: str
-) -> None:
+def test_every_axis_order_gives_the_same_labels_in_the_patient(segmenter: Segmenter, orientation: str) -> None:
     turned = to_orientation(_phantom(), orientation)
     stored = Volume(np.ascontiguousarray(turned.voxels), turned.affine)
     assert stored.orientation == orientation
@@ -64,11 +60,11 @@ def test_volumes_are_those_of_the_phantom(segmenter: Segmenter) -> None:
     measures = segmenter.segment(_phantom()).measures
     voxel_ml = 2.0 * 1.5 * 1.5 / 1000
     infection_ml = 6 * 7 * 7 * voxel_ml
-    assert measures.infection_volume_ml["left"] == pytest.approx(infection_ml)
-    assert measures.infection_volume_ml["right"] == 0
-    assert measures.lung_volume_ml["left"] == pytest.approx(16 * 20 * 14 * voxel_ml)
+    assert measures.infection_volume_ml.left == pytest.approx(infection_ml)
+    assert measures.infection_volume_ml.right == 0
+    assert measures.lung_volume_ml.left == pytest.approx(16 * 20 * 14 * voxel_ml)
     percent = 100 * infection_ml / ((16 + 20) * 20 * 14 * voxel_ml)
-    assert measures.infection_percent["whole"] == pytest.approx(percent)
+    assert measures.infection_percent.whole == pytest.approx(percent, abs=0.001)
 
 
 def test_a_lesion_below_the_limit_becomes_lung(tiny_bundle: Path) -> None:
@@ -122,7 +118,7 @@ def test_a_scan_without_lungs_is_warned_of(segmenter: Segmenter) -> None:
     warnings = " ".join(segmentation.warnings)
     assert "found no lung: is this a CT of the chest?" in warnings
     assert "No air-filled lungs were found" in warnings
-    assert segmentation.measures.infection_percent["whole"] is None
+    assert segmentation.measures.infection_percent.whole is None
 
 
 def test_lungs_cut_by_the_field_of_view_are_warned_of_by_side(segmenter: Segmenter) -> None:

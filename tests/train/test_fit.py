@@ -64,7 +64,7 @@ def test_a_run_learns_and_leaves_checkpoints_and_logs(experiment, tmp_path):
 def test_a_stopped_run_goes_on_to_the_same_weights(experiment, tmp_path, monkeypatch):
     fit(experiment, tmp_path / "whole", device="cpu")
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     import covidseg_train.fit as module
@@ -76,10 +76,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(experiment, tmp_path, monkeyp
         original(training, path)
         written.append(path)
         if len(written) == 2:
-            raise Stopped
+            raise StoppedError
 
     monkeypatch.setattr(module, "write_checkpoint", write_then_stop)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         fit(experiment, tmp_path / "parts", device="cpu")
     monkeypatch.setattr(module, "write_checkpoint", original)
     fit(experiment, tmp_path / "parts", device="cpu")

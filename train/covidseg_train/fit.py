@@ -117,7 +117,8 @@ def fit(config: ExperimentConfig, run_folder: Path, *, device: str = "auto") -> 
 def start_training(config: ExperimentConfig, device: torch.device) -> Training:
     """Build network, optimiser and loss from the seed."""
     torch.manual_seed(config.run.seed)
-    network = UNet3d(config.network).to(device, memory_format=torch.channels_last_3d)
+    network = UNet3d(config.network).to(device)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # stub lacks it
     return Training(
         config=config,
         network=network,

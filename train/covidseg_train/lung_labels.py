@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from covidseg_runtime.errors import VolumeError
+from covidseg_runtime.lung_box import enclosed_air
 
-AIR_BELOW_HU = -400
 AIRWAY_BELOW_HU = -900
 CLOSING_MM = 9.0
 SMALLEST_LUNG_ML = 150.0
@@ -51,13 +51,8 @@ def label_lungs(hu: NDArray[np.int16], infection: Mask, spacing_mm: Spacing) -> 
 
 def air_inside_body(hu: NDArray[np.int16]) -> Mask:
     """Voxels below -400 HU that no path of such voxels joins, within their slice, to the scan's side borders."""
-    air = hu < AIR_BELOW_HU
-    outside = np.zeros_like(air)
-    for z, plane in enumerate(air):
-        components, _ = ndimage.label(plane)
-        edge = np.concatenate((components[0], components[-1], components[:, 0], components[:, -1]))
-        outside[z] = np.isin(components, np.unique(edge[edge > 0]))
-    return ndimage.binary_opening(air & ~outside, iterations=1)
+    opened: Mask = ndimage.binary_opening(enclosed_air(hu))
+    return opened
 
 
 def grow_airways(hu: NDArray[np.int16], air: Mask, spacing_mm: Spacing) -> Mask:
@@ -73,7 +68,8 @@ def grow_airways(hu: NDArray[np.int16], air: Mask, spacing_mm: Spacing) -> Mask:
         components, _ = ndimage.label((hu < threshold) & air)
         reached = components == components[seed] if components[seed] else np.zeros_like(air)
         if 2.0 < reached.sum() * voxel_ml < LARGEST_AIRWAY_ML:
-            return ndimage.binary_dilation(reached, iterations=2)
+            airways: Mask = ndimage.binary_dilation(reached, iterations=2)
+            return airways
     return np.zeros_like(air)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from covidseg_train.config import ExperimentConfig
 from covidseg_train.preprocess import PreparedCase
 
 AIR_HU = -1024
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +73,8 @@ class PatchSampler:
 
 
 def cut_centred(
-    array: NDArray[np.generic], centre: tuple[int, int, int], shape: tuple[int, int, int], fill: int
-) -> NDArray[np.generic]:
+    array: NDArray[Scalar], centre: tuple[int, int, int], shape: tuple[int, int, int], fill: int
+) -> NDArray[Scalar]:
     """Cut ``shape`` voxels around ``centre``; what lies outside the array is ``fill``."""
     starts = [c - n // 2 for c, n in zip(centre, shape, strict=True)]
     inside = tuple(

@@ -29,6 +29,5 @@ def predict_labels(engine: Engine, case: PreparedCase, config: ExperimentConfig)
 def validate(engine: Engine, cases: Sequence[PreparedCase], config: ExperimentConfig) -> dict[str, float]:
     """DSC of the infection for each case, by name."""
     return {
-        case.name: dice(predict_labels(engine, case, config) == INFECTION, case.labels == INFECTION)
-        for case in cases
+        case.name: dice(predict_labels(engine, case, config) == INFECTION, case.labels == INFECTION) for case in cases
     }

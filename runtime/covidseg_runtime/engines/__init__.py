@@ -94,9 +94,7 @@ def open_engine(bundle: ModelBundle, *, engine: str = "auto", device: str = "aut
             problems.append(exc)
     if len(problems) == 1:
         raise problems[0]
-    raise EngineError("no engine can be used: " + "; ".join(str(exc) for exc in problems)) from (
-        problems[-1]
-    )
+    raise EngineError("no engine can be used: " + "; ".join(str(exc) for exc in problems)) from (problems[-1])
 
 
 def engine_candidates(engine: str, device: str) -> tuple[EngineChoice, ...]:

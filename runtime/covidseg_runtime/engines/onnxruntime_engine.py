@@ -35,9 +35,7 @@ class OnnxRuntimeEngine:
     name = "onnxruntime"
     precision = "f32"
 
-    def __init__(
-        self, model_path: Path, *, threads: int | None = None, cuda_device: int | None = None
-    ) -> None:
+    def __init__(self, model_path: Path, *, threads: int | None = None, cuda_device: int | None = None) -> None:
         """Open the network.
 
         Args:
@@ -96,9 +94,7 @@ class OnnxRuntimeEngine:
         try:
             (logits,) = self._session.run(None, feed)
         except self._faults as exc:
-            raise EngineError(
-                f"ONNX Runtime failed on a tile of shape {tile.shape}: {exc}"
-            ) from exc
+            raise EngineError(f"ONNX Runtime failed on a tile of shape {tile.shape}: {exc}") from exc
         return np.asarray(logits, dtype=np.float32)
 
     def _providers(self, cuda_device: int | None) -> list[Any]:

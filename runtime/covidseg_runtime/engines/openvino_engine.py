@@ -29,9 +29,7 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(
-        self, model_path: Path, *, precision: str = "f32", threads: int | None = None
-    ) -> None:
+    def __init__(self, model_path: Path, *, precision: str = "f32", threads: int | None = None) -> None:
         """Compile the network for this CPU.
 
         Args:
@@ -47,9 +45,7 @@ class OpenVinoEngine:
             raise EngineError(f"precision {precision!r} is unknown: expected one of {PRECISIONS}")
         core = openvino.Core()
         if precision not in cpu_precisions(core):
-            raise EngineError(
-                f"this CPU cannot compute in {precision}; it can {', '.join(cpu_precisions(core))}"
-            )
+            raise EngineError(f"this CPU cannot compute in {precision}; it can {', '.join(cpu_precisions(core))}")
         self.precision = precision
         hints: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
@@ -105,9 +101,7 @@ def import_openvino() -> Any:  # noqa: ANN401 - the package carries no types
     try:
         return import_module("openvino")
     except ImportError as exc:
-        raise EngineError(
-            f"OpenVINO cannot be loaded ({exc}). Install it: pip install openvino"
-        ) from exc
+        raise EngineError(f"OpenVINO cannot be loaded ({exc}). Install it: pip install openvino") from exc
 
 
 def cpu_precisions(core: Any) -> tuple[str, ...]:  # noqa: ANN401 - openvino.Core carries no types
