@@ -1,19 +1,59 @@
-"""The network as it is exported: one tensor in, one out, no heads that only training needs."""
+"""The network as it is exported: one tensor in, one out, no heads that only training needs.
 
+Instance normalisation is written out. Engines sum a tile's 884,736 voxels one after another in float32, which
+cost up to 8e-3 in a logit (OpenVINO 2026.4, ONNX Runtime 1.32: 2e-3) against 2e-5 for torch, all measured against
+float64. Means taken axis by axis, as three poolings, are right to 2e-5 in every engine, for 15 % more time a
+tile. Three plain means would not do: OpenVINO merges them back into one.
+"""
+
+import copy
+
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool3d
 
 from covidseg_train.unet import UNet3d
+
+
+class AxisWiseInstanceNorm(nn.Module):
+    """``nn.InstanceNorm3d`` with means taken along x, then y, then z."""
+
+    def __init__(self, norm: nn.InstanceNorm3d) -> None:
+        """Take over scale, shift and epsilon."""
+        super().__init__()
+        self.weight = nn.Parameter(norm.weight.detach().view(1, -1, 1, 1, 1))
+        self.bias = nn.Parameter(norm.bias.detach().view(1, -1, 1, 1, 1))
+        self.eps = norm.eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise (N, C, Z, Y, X) per image and channel."""
+        centred = features - axis_wise_mean(features)
+        variance = axis_wise_mean(centred * centred)
+        return centred * (self.weight * torch.rsqrt(variance + self.eps)) + self.bias
+
+
+def axis_wise_mean(features: Tensor) -> Tensor:
+    """Mean over the voxels of (N, C, Z, Y, X), as (N, C, 1, 1, 1)."""
+    _, _, z, y, x = features.shape
+    features = avg_pool3d(features, (1, 1, x))
+    features = avg_pool3d(features, (1, y, 1))
+    return avg_pool3d(features, (z, 1, 1))
 
 
 class ExportableUNet(nn.Module):
     """Wraps a ``UNet3d`` so that its forward is the graph to export."""
 
     def __init__(self, network: UNet3d) -> None:
-        """Keep the finest head; put the network into inference mode."""
+        """Copy the parts that inference needs; the network given is not changed."""
         super().__init__()
+        network = copy.deepcopy(network)
         self.encoder = network.encoder
         self.decoder = network.decoder
         self.head = network.heads[0]
+        for module in list(self.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.InstanceNorm3d):
+                    setattr(module, name, AxisWiseInstanceNorm(child))
         self.eval()
 
     def forward(self, tiles: Tensor) -> Tensor:
