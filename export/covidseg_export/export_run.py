@@ -132,7 +132,7 @@ def describe(checkpoint: Checkpoint, network: UNet3d, model: bytes) -> dict[str,
     config = checkpoint.config
     return {
         "schema_version": 1,
-        "name": f"covidseg-{config.name}",
+        "name": config.name,
         "version": VERSION,
         "labels": LABELS,
         "preprocessing": {

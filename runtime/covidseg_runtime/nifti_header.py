@@ -107,7 +107,7 @@ def _judge_shape(header: Nifti1Header, name: str) -> tuple[int, int, int]:
 def _judge_type(header: Nifti1Header, name: str) -> np.dtype[Any]:
     try:
         dtype: np.dtype[Any] = header.get_data_dtype()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise VolumeError(f"{name}: unknown NIfTI data type {int(header['datatype'])}.") from error
     if dtype.str[1:] not in _READABLE:
         raise VolumeError(
