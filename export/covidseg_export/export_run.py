@@ -35,6 +35,7 @@ from covidseg_train.unet import UNet3d, count_parameters
 
 MODEL_FILE = "model.onnx"
 LABELS = {"0": "background", "1": "left lung", "2": "right lung", "3": "infection"}
+CLASSES = ("background", "lung", "infection")
 VERSION = "0.1.0"
 
 
@@ -135,6 +136,7 @@ def describe(checkpoint: Checkpoint, network: UNet3d, model: bytes) -> dict[str,
         "name": config.name,
         "version": VERSION,
         "labels": LABELS,
+        "classes": list(CLASSES),
         "preprocessing": {
             "orientation": MODEL_ORIENTATION,
             "spacing_mm": list(config.grid.spacing_mm),

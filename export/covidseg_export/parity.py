@@ -15,7 +15,7 @@ from covidseg_runtime.tiling import TilePlan
 
 LARGEST_LOGIT_DIFFERENCE = 1e-3
 LARGEST_FLIPPED_SHARE = 1e-5
-INFECTION = 3
+INFECTION_CLASS = 2
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _compare(engine: Engine, reference: list[LogitSlab], scan: ParityScan) -> Pa
         labels, expected = ours.logits.argmax(axis=0), theirs.logits.argmax(axis=0)
         flipped += int(np.count_nonzero(labels != expected))
         voxels += labels.size
-        infected.append((labels == INFECTION, expected == INFECTION))
+        infected.append((labels == INFECTION_CLASS, expected == INFECTION_CLASS))
     mine, truth = (np.concatenate(masks) for masks in zip(*infected, strict=True))
     classes = reference[0].logits.shape[0]
     return Parity(

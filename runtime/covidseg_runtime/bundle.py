@@ -16,6 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from covidseg_runtime.errors import BundleError, SettingsError
 from covidseg_runtime.intensity import HounsfieldScaling
 from covidseg_runtime.onnx_guard import refuse_external_data
@@ -25,6 +28,7 @@ __all__ = [
     "BUNDLE_FILE",
     "DEFAULT_BUNDLE",
     "LABELS",
+    "LUNG_OF_EITHER_SIDE",
     "SCHEMA_VERSION",
     "ModelBundle",
     "ModelFile",
@@ -42,6 +46,16 @@ SCHEMA_VERSION = 1
 BUNDLE_FILE = "bundle.json"
 DEFAULT_BUNDLE = "default"
 LABELS: Mapping[int, str] = MappingProxyType({0: "background", 1: "left lung", 2: "right lung", 3: "infection"})
+
+LUNG_OF_EITHER_SIDE = "lung"
+# What a network may tell apart, channel by channel, and the label each becomes. A lung of either side is
+# labelled 1 first; its side is found afterwards.
+_LABELS_OF_CLASSES: Mapping[tuple[str, ...], tuple[int, ...]] = MappingProxyType(
+    {
+        tuple(LABELS.values()): (0, 1, 2, 3),
+        ("background", LUNG_OF_EITHER_SIDE, "infection"): (0, 1, 3),
+    }
+)
 
 _MAX_BUNDLE_BYTES = 4 * 2**20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -101,6 +115,7 @@ class ModelBundle:
         name: Its name, such as "covidseg-default".
         version: Its version.
         labels: Label value -> meaning.
+        classes: What the network tells apart, one name a channel: the labels, or background, lung, infection.
         preprocessing: How a scan becomes the network's input.
         tile_plan: How that input is cut into tiles.
         files: Every file that the bundle vouches for.
@@ -111,10 +126,16 @@ class ModelBundle:
     name: str
     version: str
     labels: Mapping[int, str]
+    classes: tuple[str, ...]
     preprocessing: PreprocessingSpec
     tile_plan: TilePlan
     files: tuple[ModelFile, ...]
     card: Mapping[str, Any]
+
+    @property
+    def label_of_class(self) -> NDArray[np.uint8]:
+        """The label of each channel; lung of either side has the left lung's."""
+        return np.array(_LABELS_OF_CLASSES[self.classes], np.uint8)
 
     def model_path(self, precision: str = "fp32") -> Path:
         """The ONNX file of that precision.
@@ -182,6 +203,7 @@ def bundle_to_json(bundle: ModelBundle) -> dict[str, Any]:
         "name": bundle.name,
         "version": bundle.version,
         "labels": {str(value): meaning for value, meaning in bundle.labels.items()},
+        "classes": list(bundle.classes),
         "preprocessing": {
             "orientation": bundle.preprocessing.orientation,
             "spacing_mm": list(bundle.preprocessing.spacing_mm),
@@ -244,6 +266,7 @@ def _parse_bundle(folder: Path, description: Mapping[str, Any]) -> ModelBundle:
         name=_text(description, "name"),
         version=_text(description, "version"),
         labels=_parse_labels(_object(description, "labels")),
+        classes=_parse_classes(description.get("classes", list(LABELS.values()))),
         preprocessing=PreprocessingSpec(
             orientation=_text(preprocessing, "orientation"),
             spacing_mm=_three_numbers(preprocessing, "spacing_mm"),
@@ -282,6 +305,14 @@ def _parse_labels(labels: Mapping[str, Any]) -> Mapping[int, str]:
     if dict(labels) != expected:
         raise BundleError(f"{BUNDLE_FILE}: labels are {dict(labels)}; expected {expected}")
     return LABELS
+
+
+def _parse_classes(classes: object) -> tuple[str, ...]:
+    for known in _LABELS_OF_CLASSES:
+        if classes == list(known):
+            return known
+    allowed = " or ".join(str(list(known)) for known in _LABELS_OF_CLASSES)
+    raise BundleError(f"{BUNDLE_FILE}: classes are {classes}; expected {allowed}")
 
 
 def _parse_files(entries: object) -> tuple[ModelFile, ...]:

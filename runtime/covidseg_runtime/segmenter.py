@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from covidseg_runtime.bundle import ModelBundle, find_bundle, load_bundle
+from covidseg_runtime.bundle import LUNG_OF_EITHER_SIDE, ModelBundle, find_bundle, load_bundle
 from covidseg_runtime.engines import open_engine
 from covidseg_runtime.engines.engine import Engine
 from covidseg_runtime.errors import EngineError, SettingsError
 from covidseg_runtime.intensity import clip_and_scale_hounsfield
 from covidseg_runtime.lung_box import Box, find_lung_box
+from covidseg_runtime.lung_sides import label_sides
 from covidseg_runtime.measures import Measures, measure
 from covidseg_runtime.postprocessing import remove_small_lesions
 from covidseg_runtime.resampling import GridPair, to_model_grid, to_source_grid
@@ -140,6 +141,9 @@ class Segmenter:
         with clock.step("network"):
             labels = np.zeros(scan.shape, np.uint8)
             self._label_box(image, grids, labels[box.slices], on_progress)
+        if LUNG_OF_EITHER_SIDE in self.bundle.classes:
+            with clock.step("lung_sides"):
+                label_sides(labels, scan.spacing_mm)
         with clock.step("remove_small_lesions"):
             labels = remove_small_lesions(labels, scan.spacing_mm, self.settings.min_lesion_ml)
         with clock.step("measure"):
@@ -179,9 +183,10 @@ class Segmenter:
         """Write the labels into `labels`, (Z, Y, X) on the source grid, slice by slice."""
         prepare = partial(clip_and_scale_hounsfield, scaling=self.bundle.preprocessing.scaling)
         slabs = predict_tiled(self.engine, image, self.bundle.tile_plan, prepare, on_tile=on_progress)
-        checked = _check_classes(slabs, len(self.bundle.labels))
+        checked = _check_classes(slabs, len(self.bundle.classes))
+        label_of_class = self.bundle.label_of_class
         for z, logits in to_source_grid(checked, grids):
-            labels[z] = logits.argmax(axis=0)
+            labels[z] = label_of_class[logits.argmax(axis=0)]
 
 
 class _Clock:

@@ -3,7 +3,6 @@ import dataclasses
 import numpy as np
 import torch
 
-from covidseg_train.augmentation import mirror_left_right
 from covidseg_train.config import AugmentationConfig, PatchConfig, config_from_dict
 from covidseg_train.patches import PatchSampler, cut_centred
 from covidseg_train.preprocess import PreparedCase
@@ -38,11 +37,12 @@ def case_with_one_lesion():
     return PreparedCase("a", hu, labels, (1.5, 1.5, 1.5))
 
 
-def test_an_infection_patch_is_centred_on_infection():
+def test_an_infection_patch_is_centred_on_infection_and_lungs_are_one_class():
     config = experiment(PatchConfig((16, 16, 16), 2, 1.0, 0.0), STILL)
     images, labels = PatchSampler([case_with_one_lesion()], config).batch(0)
     assert images.shape == labels.shape == (2, 1, 16, 16, 16)
-    assert (labels[:, 0, 8, 8, 8] == 3).all()
+    assert (labels[:, 0, 8, 8, 8] == 2).all()
+    assert set(labels.unique().tolist()) == {0, 1, 2}
     assert images[0, 0, 8, 8, 8] == (0 + 500) / 400
 
 
@@ -62,7 +62,7 @@ def test_augmented_labels_stay_classes():
         images, labels = sampler.batch(step)
         assert images.isfinite().all()
         assert labels.dtype == torch.uint8
-        assert labels.max() <= 3
+        assert labels.max() <= 2
 
 
 def test_cut_fills_what_lies_outside():
@@ -70,11 +70,3 @@ def test_cut_fills_what_lies_outside():
     assert (cut[:2] == -9).all()
     assert (cut[:, 3:] == -9).all()
     assert (cut[2:, :3] == 1).all()
-
-
-def test_mirroring_keeps_the_left_lung_on_the_left():
-    labels = torch.tensor([2, 0, 1, 3], dtype=torch.uint8)  # x grows to the left
-    image = torch.arange(4.0)
-    mirrored_image, mirrored = mirror_left_right(image, labels)
-    assert mirrored.tolist() == [3, 2, 0, 1]
-    assert mirrored_image.tolist() == [3, 2, 1, 0]

@@ -9,8 +9,8 @@ SMALL = UNetSpec(widths=(4, 8, 8), strides=((2, 2, 2), (1, 2, 2)), supervised_le
 
 def test_logits_have_the_shape_of_the_image_and_of_each_level():
     finest, coarser = UNet3d(SMALL)(torch.zeros(2, 1, 8, 16, 16))
-    assert finest.shape == (2, 4, 8, 16, 16)
-    assert coarser.shape == (2, 4, 4, 8, 8)
+    assert finest.shape == (2, 3, 8, 16, 16)
+    assert coarser.shape == (2, 3, 4, 8, 8)
 
 
 def test_finest_logits_equal_the_first_head():

@@ -22,8 +22,6 @@ from covidseg_train.config import AugmentationConfig, PatchConfig
 
 Augmentation = Callable[[NDArray[np.float32], NDArray[np.uint8], int], tuple[Tensor, Tensor]]
 
-_SWAP_LUNGS = torch.tensor([0, 2, 1, 3], dtype=torch.uint8)  # labels after mirroring left–right
-
 
 def context_shape(patches: PatchConfig, augmentation: AugmentationConfig) -> tuple[int, int, int]:
     """Voxels (z, y, x) to cut so that a rotated or shrunken patch rarely meets the border."""
@@ -46,15 +44,10 @@ def build_augmentation(patches: PatchConfig, augmentation: AugmentationConfig) -
         out_image = convert_to_tensor(patch["image"], track_meta=False)
         out_labels = convert_to_tensor(patch["labels"], track_meta=False).to(torch.uint8)
         if np.random.default_rng([seed, 1]).random() < augmentation.mirror_probability:
-            out_image, out_labels = mirror_left_right(out_image, out_labels)
+            out_image, out_labels = out_image.flip(-1), out_labels.flip(-1)
         return out_image, out_labels
 
     return augment
-
-
-def mirror_left_right(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirror the last axis (left–right) and swap the labels of the lungs: the left lung stays on the left."""
-    return image.flip(-1), _SWAP_LUNGS[labels.flip(-1).long()]
 
 
 def _monai_chain(patches: PatchConfig, augmentation: AugmentationConfig) -> Compose:

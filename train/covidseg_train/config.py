@@ -93,7 +93,7 @@ class AugmentationConfig:
     """Random changes of a training patch; probabilities 0 switch a change off.
 
     Attributes:
-        mirror_probability: Mirroring left–right, with the labels of the two lungs swapped.
+        mirror_probability: Mirroring left–right.
         affine_probability: Rotation and scaling.
         rotation_degrees: Largest rotation about each axis.
         scale_range: Largest relative zoom (0.25 means 0.75 to 1.25).

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from covidseg_runtime.errors import VolumeError
 from covidseg_runtime.lung_box import enclosed_air
+from covidseg_runtime.lung_sides import part_left_right
 
 AIRWAY_BELOW_HU = -900
 CLOSING_MM = 9.0
@@ -40,7 +41,7 @@ def label_lungs(hu: NDArray[np.int16], infection: Mask, spacing_mm: Spacing) -> 
     lungs = largest_components(air, voxel_ml)
     if not lungs.any():
         raise VolumeError("No lungs were found: no enclosed air of 150 mL or more below -400 HU.")
-    left, right = part_left_right(lungs)
+    left, right = part_left_right(lungs, spacing_mm)
     left, right = close_mask(left, spacing_mm), close_mask(right, spacing_mm)
     labels = np.zeros(hu.shape, np.uint8)
     labels[right] = 2
@@ -97,34 +98,6 @@ def largest_components(mask: Mask, voxel_ml: float) -> Mask:
     order = np.argsort(volumes_ml)[::-1][:2]
     kept = [i for i in order if volumes_ml[i] > max(SMALLEST_LUNG_ML, volumes_ml[order[0]] / 8)]
     return np.isin(components, kept)
-
-
-def part_left_right(lungs: Mask) -> tuple[Mask, Mask]:
-    """Part the lungs: two components by their position, one joined component by eroding until it falls apart.
-
-    Args:
-        lungs: (Z, Y, X); x grows towards the patient's left.
-
-    Returns:
-        Left and right mask; every voxel of ``lungs`` is in exactly one.
-    """
-    core = lungs
-    for _ in range(8):
-        components, _ = ndimage.label(core)
-        sizes = np.bincount(components.ravel())[1:]
-        order = np.argsort(sizes)[::-1][:2]
-        if len(order) == 2 and sizes[order[1]] > 0.15 * sizes.sum():
-            first, second = (components == i + 1 for i in order)
-            nearer_first = ndimage.distance_transform_edt(~first) <= ndimage.distance_transform_edt(~second)
-            sides = (lungs & nearer_first, lungs & ~nearer_first)
-            x_first, x_second = (float(np.nonzero(side)[2].mean()) for side in sides)
-            return sides if x_first > x_second else sides[::-1]
-        core = ndimage.binary_erosion(core)
-    # Never fell apart (one lung missing, or fused over a large face): the body's middle parts them.
-    middle = lungs.shape[2] // 2
-    left = lungs.copy()
-    left[:, :, :middle] = False
-    return left, lungs & ~left
 
 
 def close_mask(mask: Mask, spacing_mm: Spacing) -> Mask:

@@ -15,6 +15,9 @@ from covidseg_train.config import ExperimentConfig
 from covidseg_train.preprocess import PreparedCase
 
 AIR_HU = -1024
+# What the network tells apart. Left and right lung look alike in most patches, so they are one class here and the
+# runtime parts them by their place in the chest.
+CLASS_OF_LABEL = np.array([0, 1, 1, 2], np.uint8)
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -42,7 +45,7 @@ class PatchSampler:
         """Draw the batch of one step.
 
         Returns:
-            Images (N, 1, Z, Y, X) float32 and labels (N, 1, Z, Y, X) uint8.
+            Images (N, 1, Z, Y, X) float32 and classes (N, 1, Z, Y, X) uint8: background, lung, infection.
         """
         patches = [self._patch(step, index) for index in range(self._config.patches.batch_size)]
         images, labels = zip(*patches, strict=True)
@@ -54,7 +57,7 @@ class PatchSampler:
         centre = self._draw_centre(which, rng)
         case = self._cases[which]
         hu = cut_centred(case.hu, centre, self._context, fill=AIR_HU)
-        labels = cut_centred(case.labels, centre, self._context, fill=0)
+        labels = CLASS_OF_LABEL[cut_centred(case.labels, centre, self._context, fill=0)]
         image = clip_and_scale_hounsfield(hu, self._config.grid.scaling)
         return self._augment(image, labels, int(rng.integers(2**31)))
 

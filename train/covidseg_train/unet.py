@@ -23,14 +23,14 @@ class UNetSpec:
 
     Attributes:
         in_channels: Channels of the image; 1 for CT.
-        classes: Channels of the logits, background included.
+        classes: Channels of the logits, background included: background, lung, infection.
         widths: Feature channels of each stage, finest first.
         strides: Down-sampling (z, y, x) between stage i and i + 1; one fewer than ``widths``.
         supervised_levels: Decoder levels with a head, finest first; 1 means no deep supervision.
     """
 
     in_channels: int = 1
-    classes: int = 4
+    classes: int = 3
     widths: tuple[int, ...] = (16, 32, 64, 96, 128)
     strides: tuple[Stride, ...] = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     supervised_levels: int = 3

@@ -13,21 +13,23 @@ from covidseg_runtime.tiling import TilePlan
 from covidseg_train.config import ExperimentConfig
 from covidseg_train.preprocess import PreparedCase
 
-INFECTION = 3
+INFECTION_LABEL = 3
+INFECTION_CLASS = 2
 
 
-def predict_labels(engine: Engine, case: PreparedCase, config: ExperimentConfig) -> NDArray[np.uint8]:
-    """Labels (Z, Y, X) of a prepared case on the model's grid."""
-    labels = np.zeros(case.hu.shape, np.uint8)
+def predict_classes(engine: Engine, case: PreparedCase, config: ExperimentConfig) -> NDArray[np.uint8]:
+    """Classes (Z, Y, X) of a prepared case on the model's grid."""
+    classes = np.zeros(case.hu.shape, np.uint8)
     plan = TilePlan(tile_shape=config.tiles.shape, step=config.tiles.step)
     slabs = predict_tiled(engine, case.hu, plan, lambda hu: clip_and_scale_hounsfield(hu, config.grid.scaling))
     for slab in slabs:
-        labels[slab.start : slab.start + slab.logits.shape[1]] = slab.logits.argmax(axis=0)
-    return labels
+        classes[slab.start : slab.start + slab.logits.shape[1]] = slab.logits.argmax(axis=0)
+    return classes
 
 
 def validate(engine: Engine, cases: Sequence[PreparedCase], config: ExperimentConfig) -> dict[str, float]:
     """DSC of the infection for each case, by name."""
     return {
-        case.name: dice(predict_labels(engine, case, config) == INFECTION, case.labels == INFECTION) for case in cases
+        case.name: dice(predict_classes(engine, case, config) == INFECTION_CLASS, case.labels == INFECTION_LABEL)
+        for case in cases
     }
