@@ -67,6 +67,7 @@ def tiny_description(model: bytes) -> dict[str, Any]:
         "name": "tiny",
         "version": "1.2.3",
         "labels": {"0": "background", "1": "left lung", "2": "right lung", "3": "infection"},
+        "classes": ["background", "left lung", "right lung", "infection"],
         "preprocessing": {
             "orientation": "SPL",
             "spacing_mm": list(PHANTOM_SPACING_MM),

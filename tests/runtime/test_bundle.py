@@ -44,6 +44,24 @@ def test_bundle_to_json_is_the_inverse_of_loading(tiny_bundle: Path) -> None:
     assert bundle_to_json(load_bundle(tiny_bundle)) == tiny_description(tiny_model())
 
 
+def test_without_classes_the_network_tells_the_labels_apart(tiny_bundle: Path) -> None:
+    _rewrite(tiny_bundle, lambda description: description.pop("classes"))
+    bundle = load_bundle(tiny_bundle)
+    assert bundle.classes == ("background", "left lung", "right lung", "infection")
+    assert bundle.label_of_class.tolist() == [0, 1, 2, 3]
+
+
+def test_a_network_may_leave_the_sides_to_the_runtime(tiny_bundle: Path) -> None:
+    _rewrite(tiny_bundle, lambda description: description.update(classes=["background", "lung", "infection"]))
+    assert load_bundle(tiny_bundle).label_of_class.tolist() == [0, 1, 3]
+
+
+def test_unknown_classes_are_refused_with_those_that_are_known(tiny_bundle: Path) -> None:
+    _rewrite(tiny_bundle, lambda description: description.update(classes=["background", "liver"]))
+    with pytest.raises(BundleError, match=r"classes are \['background', 'liver'\]; expected .*'lung', 'infection'"):
+        load_bundle(tiny_bundle)
+
+
 def test_one_changed_byte_is_refused(tiny_bundle: Path) -> None:
     model = tiny_bundle / "model.onnx"
     content = bytearray(model.read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations, product
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def test_every_axis_order_gives_the_same_labels_in_the_patient(segmenter: Segmen
     assert segmentation.labels.dtype == np.uint8
     found = reorient_array(segmentation.labels, orientation, "SPL")
     np.testing.assert_array_equal(found, phantom_labels())
+
+
+@pytest.mark.parametrize("orientation", ["SPL", "RAS", "LPS", "AIR"])
+def test_a_network_that_knows_no_sides_gives_them_all_the_same(tiny_bundle: Path, orientation: str) -> None:
+    """Background, lung, infection: the lungs are parted by their place, in patient space."""
+    description = json.loads((tiny_bundle / "bundle.json").read_text())
+    description["classes"] = ["background", "lung", "infection"]
+    (tiny_bundle / "bundle.json").write_text(json.dumps(description))
+    engine = PointwiseEngine(lambda tiles: pointwise_logits(tiles)[:, (0, 1, 3)])
+    hu = phantom_hu()
+    hu[phantom_labels() == 2] = hu[phantom_labels() == 1][0]
+    turned = to_orientation(_phantom(hu), orientation)
+    segmentation = Segmenter(load_bundle(tiny_bundle), engine).segment(turned)
+    np.testing.assert_array_equal(reorient_array(segmentation.labels, orientation, "SPL"), phantom_labels())
+    assert segmentation.measures.infection_volume_ml.right == 0
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
