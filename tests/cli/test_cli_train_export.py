@@ -1,93 +1,133 @@
-"""`covidseg train` and `covidseg export` hand over to the library and need their extras."""
+"""`covidseg train`, `export` and `segment --model`, one after the other as a user types them, on a drawn chest."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
+import nibabel
+import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+from drawn_chest import drawn_chest, write_tiny_experiment
 
 from covidseg.cli import main
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder and a home without a configuration file."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("COVIDSEG_DATA", raising=False)
-    return tmp_path
+def covidseg(*arguments: object) -> Result:
+    """Run one command."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """The calls that reach a training in place of the real one."""
-    calls: list[tuple[object, ...]] = []
-
-    def fit(config: object, run_folder: Path, *, device: str) -> SimpleNamespace:
-        calls.append((config, run_folder, device))
-        best = run_folder / "best.safetensors"
-        return SimpleNamespace(run_folder=run_folder, best_checkpoint=best, best_score=0.75)
-
-    config, training = ModuleType("config"), ModuleType("fit")
-    config.load_config = lambda name, *, data_root: (name, data_root)  # type: ignore[attr-defined]
-    training.fit = fit  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "covidseg_train.config", config)
-    monkeypatch.setitem(sys.modules, "covidseg_train.fit", training)
-    return calls
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the tests, without a configuration file, with three drawn cases and their experiment."""
+    folder = tmp_path_factory.mktemp("train_export")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HOME", str(folder / "home"))
+        patch.delenv("COVIDSEG_DATA", raising=False)
+        write_tiny_experiment(folder)
+        yield folder
 
 
-def test_train_hands_over_and_tells_where_the_best_is(trainings: list[object], here: Path) -> None:
-    (here / "ct").mkdir()
-    arguments = ["train", "quick", "--data", "ct", "-o", "mine", "--device", "cpu"]
-    result = CliRunner().invoke(main, arguments)
+@pytest.fixture(scope="module")
+def training(here: Path) -> Result:
+    """`covidseg train tiny.toml`."""
+    return covidseg("train", "tiny.toml", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def exporting(here: Path, training: Result) -> Result:
+    """`covidseg export` of that run."""
+    return covidseg("export", "runs/tiny", "-o", "tiny-bundle")
+
+
+def test_the_run_is_named_after_its_configuration_and_tells_where_the_best_is(training: Result, here: Path) -> None:
+    assert training.exit_code == 0, training.output
+    run, best, score = training.stdout.splitlines()
+    assert run == f"run: {Path('runs') / 'tiny'}"
+    assert best == f"best checkpoint: {Path('runs') / 'tiny' / 'best.safetensors'}"
+    assert 0 <= float(score.removeprefix("best score: ")) <= 1
+    assert (here / "runs" / "tiny" / "best.safetensors").is_file()
+
+
+def test_the_same_command_again_has_nothing_left_to_do(training: Result, here: Path) -> None:
+    log = (here / "runs" / "tiny" / "log.csv").read_bytes()
+    again = covidseg("train", "tiny.toml", "--device", "cpu")
+    assert (again.exit_code, again.stdout) == (0, training.stdout)
+    assert (here / "runs" / "tiny" / "log.csv").read_bytes() == log
+
+
+def test_export_prints_the_parity_of_both_engines(exporting: Result) -> None:
+    assert exporting.exit_code == 0, exporting.output
+    bundle, *engines = exporting.stdout.splitlines()
+    assert bundle == "bundle: tiny-bundle"
+    voxels = drawn_chest()[0].size
+    assert [line.partition(":")[0] for line in engines] == ["openvino", "onnxruntime"]
+    assert all(line.endswith(f"of {voxels} labels differ") for line in engines)
+
+
+def test_the_bundle_says_how_it_was_made_and_what_was_measured(exporting: Result, here: Path) -> None:
+    description = json.loads((here / "tiny-bundle" / "bundle.json").read_text())
+    assert description["training"]["train"] == ["case_a"]
+    assert description["training"]["seed"] == 0
+    assert description["training"]["steps"] in (10, 20)  # of the checkpoint that was best
+    assert [result["case"] for result in description["metrics"]["held_out"]] == ["case_c"]
+    assert description["parity"]["engines"]["openvino"]["max_logit_difference"] <= 1e-3
+    card = (here / "tiny-bundle" / "MODEL_CARD.md").read_text()
+    assert "Research use only" in card
+    assert "| case_c |" in card
+    assert "CC BY-NC-SA 4.0" in card
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_segment_runs_what_was_exported(exporting: Result, here: Path, engine: str) -> None:
+    result = covidseg(
+        "segment", "case_c_ct.nii.gz", "--model", "tiny-bundle", "--engine", engine, "-o", f"{engine}.nii.gz", "--json"
+    )
     assert result.exit_code == 0, result.output
-    assert trainings == [(("quick", Path("ct")), Path("mine"), "cpu")]
-    assert result.stdout.splitlines() == [
-        "run: mine",
-        f"best checkpoint: {Path('mine') / 'best.safetensors'}",
-        "best score: 0.7500",
-    ]
+    report = json.loads(result.stdout)
+    scan, labels = nibabel.load(here / "case_c_ct.nii.gz"), nibabel.load(here / f"{engine}.nii.gz")
+    assert labels.shape == scan.shape
+    assert np.array_equal(labels.affine, scan.affine)
+    assert report["model"]["name"] == "tiny"
+    assert report["measures"]["lung_volume_ml"]["whole"] > 0
 
 
-def test_the_run_is_named_after_its_configuration(trainings: list[object]) -> None:
-    CliRunner().invoke(main, ["train", "folder/own.toml"])
-    assert trainings == [(("folder/own.toml", None), Path("runs") / "own", "auto")]
+def test_a_run_without_a_checkpoint_is_refused(here: Path) -> None:
+    (here / "empty").mkdir()
+    result = covidseg("export", "empty", "-o", "none")
+    assert result.exit_code == 5
+    assert "give the folder of a finished `covidseg train`" in result.stderr
+    assert not (here / "none").exists()
 
 
-def test_the_data_folder_can_come_from_the_environment(trainings: list[object], here: Path) -> None:
-    (here / "ct").mkdir()
-    CliRunner().invoke(main, ["train", "quick"], env={"COVIDSEG_DATA": "ct"})
-    assert trainings == [(("quick", Path("ct")), Path("runs") / "quick", "auto")]
+def test_an_altered_checkpoint_is_refused(training: Result, here: Path) -> None:
+    run = here / "altered"
+    run.mkdir()
+    whole = (here / "runs" / "tiny" / "best.safetensors").read_bytes()
+    (run / "best.safetensors").write_bytes(whole[: len(whole) // 2])
+    result = covidseg("export", "altered", "-o", "none")
+    assert result.exit_code == 5, result.output
+    assert len(result.stderr.splitlines()) == 1
+    assert not (here / "none").exists()
 
 
-def test_a_data_folder_that_does_not_exist_is_exit_2(trainings: list[object]) -> None:
-    result = CliRunner().invoke(main, ["train", "quick", "--data", "missing"])
-    assert result.exit_code == 2
-    assert not trainings
+def test_a_missing_case_is_one_sentence_before_any_training(here: Path) -> None:
+    (here / "elsewhere").mkdir()
+    result = CliRunner().invoke(
+        main, ["train", "tiny.toml", "-o", "runs/missing"], env={"COVIDSEG_DATA": str(here / "elsewhere")}
+    )
+    assert result.exit_code == 3, result.output
+    assert "case_a" in result.stderr
+    assert not (here / "runs" / "missing" / "last.safetensors").exists()
 
 
-def test_export_hands_over_and_prints_the_parity(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[object, ...]] = []
-
-    def export_run(run: Path, bundle: Path, *, parity_scan: Path | None) -> SimpleNamespace:
-        calls.append((run, bundle, parity_scan))
-        parity = SimpleNamespace(max_logit_difference=2e-5, flipped_voxels=1, voxels=10)
-        return SimpleNamespace(bundle_folder=bundle, parity={"openvino": parity})
-
-    module = ModuleType("export_run")
-    module.export_run = export_run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "covidseg_export.export_run", module)
-    (here / "run").mkdir()
-    result = CliRunner().invoke(main, ["export", "run", "-o", "bundle"])
-    assert result.exit_code == 0, result.output
-    assert calls == [(Path("run"), Path("bundle"), None)]
-    assert result.stdout.splitlines() == [
-        "bundle: bundle",
-        "openvino: largest logit difference 2.0e-05, 1 of 10 labels differ",
-    ]
+def test_a_data_folder_that_does_not_exist_is_exit_2(here: Path) -> None:
+    assert covidseg("train", "quick", "--data", "missing").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -98,12 +138,12 @@ def test_without_torch_the_pip_line_is_given(monkeypatch: pytest.MonkeyPatch, ar
     for name in [name for name in sys.modules if name.startswith(("covidseg_train", "covidseg_exp"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
-    result = CliRunner().invoke(main, arguments)
+    result = covidseg(*arguments)
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert line.endswith(f"needs torch, which is not installed: pip install 'covidseg[{extra}]'")
 
 
 def test_export_needs_a_run_and_an_output(here: Path) -> None:
-    assert CliRunner().invoke(main, ["export", "missing", "-o", "bundle"]).exit_code == 2
-    assert CliRunner().invoke(main, ["export", "."]).exit_code == 2
+    assert covidseg("export", "missing", "-o", "bundle").exit_code == 2
+    assert covidseg("export", ".").exit_code == 2

@@ -3,47 +3,19 @@
 import csv
 import dataclasses
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
-from test_lung_labels import drawn_chest
+from drawn_chest import write_tiny_experiment
 
 from covidseg_runtime.errors import SettingsError
 from covidseg_train.checkpoint import load_checkpoint
-from covidseg_train.config import config_from_dict
+from covidseg_train.config import load_config
 from covidseg_train.fit import fit
 
 
 @pytest.fixture
 def experiment(tmp_path):
-    hu, _, right, _, _ = drawn_chest()
-    infection = np.zeros(hu.shape, bool)
-    infection[25:38, 46:56, 26:38] = right[25:38, 46:56, 26:38]
-    hu[infection] = -300
-    affine = np.diag([-3.0, -3.0, 3.0, 1.0])  # LPS
-    for name in ("case_a", "case_b"):
-        for what, array in (("ct", hu), ("infection", infection.astype(np.uint8))):
-            image = nib.Nifti1Image(np.ascontiguousarray(array.T), affine)
-            nib.save(image, tmp_path / f"{name}_{what}.nii.gz")
-    return config_from_dict(
-        {
-            "name": "tiny",
-            "data": {
-                "dataset": "covid_19_ct_seg_rebuilt",
-                "root": str(tmp_path),
-                "train": ["case_a"],
-                "validation": ["case_b"],
-                "cache": str(tmp_path / "cache"),
-            },
-            "grid": {"spacing_mm": [3.0, 3.0, 3.0]},
-            "network": {"widths": [4, 8], "strides": [[2, 2, 2]], "supervised_levels": 1},
-            "patches": {"shape": [16, 16, 16]},
-            "tiles": {"shape": [32, 32, 32]},
-            "optimiser": {"name": "adamw", "learning_rate": 0.01, "ema_decay": 0.5},
-            "run": {"epochs": 4, "steps_per_epoch": 5, "validate_every": 2, "precision": "fp32"},
-        }
-    )
+    return load_config(write_tiny_experiment(tmp_path))
 
 
 def last_tensors(folder):

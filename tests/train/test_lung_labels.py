@@ -2,26 +2,12 @@
 
 import numpy as np
 import pytest
+from drawn_chest import drawn_chest
 
 from covidseg_runtime.errors import VolumeError
 from covidseg_train.lung_labels import label_lungs
 
 SPACING = (3.0, 3.0, 3.0)
-
-
-def drawn_chest():
-    """(Z, Y, X) HU at 3 mm and the lungs' masks; x grows to the patient's left."""
-    z, y, x = np.mgrid[:60, :80, :110]
-    hu = np.full(z.shape, -1000, np.int16)
-    hu[((y - 40) / 34) ** 2 + ((x - 55) / 50) ** 2 < 1] = 40
-    right = ((z - 32) / 20) ** 2 + ((y - 40) / 18) ** 2 + ((x - 32) / 15) ** 2 < 1
-    left = ((z - 32) / 20) ** 2 + ((y - 40) / 18) ** 2 + ((x - 78) / 15) ** 2 < 1
-    hu[right | left] = -850
-    trachea = ((y - 45) ** 2 + (x - 55) ** 2 < 9) & (z > 40)
-    hu[trachea] = -1000
-    bowel = ((z - 4) ** 2 + (y - 30) ** 2 + (x - 70) ** 2) < 16
-    hu[bowel] = -900
-    return hu, left, right, trachea, bowel
 
 
 def test_lungs_are_found_and_parted():
