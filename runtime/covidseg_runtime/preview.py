@@ -1,7 +1,8 @@
 """A picture of a segmentation: axial slices with the labels drawn over them.
 
 Slices run from the head to the feet, line by line. Each is seen from the feet, as radiologists do:
-the patient's right is on the left of the picture, the front is at the top.
+the patient's right (marked R) is on the left of the picture, the front is at the top. Below stands what the colours
+mean, and that this is research.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covidseg_runtime.errors import EngineError, VolumeError
+from covidseg_runtime.report import NOTICE
 from covidseg_runtime.volume import MODEL_ORIENTATION, Volume, reorient_array, to_orientation
 from covidseg_runtime.volume_files import write_bytes_atomic
 
@@ -25,6 +27,14 @@ _LOWER_HU, _UPPER_HU = -1350.0, 150.0  # the usual lung window: level -600, widt
 _LEFT_LUNG, _RIGHT_LUNG, _INFECTION = 1, 2, 3
 _BLUE, _GREEN, _RED, _YELLOW = (60, 140, 255), (60, 220, 120), (255, 50, 40), (255, 225, 0)
 _RED_SHARE = 0.45
+_LEGEND = (
+    ("infection", _RED),
+    ("left lung", _BLUE),
+    ("right lung", _GREEN),
+)
+_LEGEND_OF_TRUTH = ("reference", _YELLOW)
+_GREY = (190, 190, 190)
+_TEXT_PIXELS, _LINE_PIXELS, _MARGIN_PIXELS = 14, 20, 6
 
 
 def write_preview(
@@ -35,7 +45,7 @@ def write_preview(
 ) -> None:
     """Write the picture as PNG, whole or not at all.
 
-    Infection is filled red; the left lung is outlined blue, the right lung green, the truth's
+    Infection is filled red; what is segmented is outlined blue at the left lung and green at the right, the truth's
     infection yellow.
 
     Args:
@@ -70,9 +80,12 @@ def render_preview(volume: Volume, labels: NDArray[np.uint8], truth: NDArray[np.
         if truth_spl is not None:
             infection = _resize_mask(pillow, truth_spl[z] != 0, size)
             picture[_outline(infection != 0)] = _YELLOW
-        tiles.append(picture)
+        tiles.append(_mark_right(picture))
+    mosaic = _mosaic(tiles)
+    legend = _LEGEND if truth is None else (*_LEGEND, _LEGEND_OF_TRUTH)
+    caption = _caption((*legend, (NOTICE, _GREY)), mosaic.shape[1])
     buffer = io.BytesIO()
-    pillow.fromarray(_mosaic(tiles)).save(buffer, format="PNG")
+    pillow.fromarray(np.concatenate((mosaic, caption))).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -130,8 +143,38 @@ def _draw_labels(picture: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
     infection = labels == _INFECTION
     mixed = picture[infection] * (1 - _RED_SHARE) + np.array(_RED) * _RED_SHARE
     picture[infection] = mixed.astype(np.uint8)
-    picture[_outline(labels == _LEFT_LUNG)] = _BLUE
-    picture[_outline(labels == _RIGHT_LUNG)] = _GREEN
+    border = _outline(labels != 0)
+    picture[border & (labels == _LEFT_LUNG)] = _BLUE
+    picture[border & (labels == _RIGHT_LUNG)] = _GREEN
+
+
+def _mark_right(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    from PIL import Image, ImageDraw, ImageFont
+
+    canvas = Image.fromarray(picture)
+    place = (_MARGIN_PIXELS, picture.shape[0] // 2 - _TEXT_PIXELS)
+    ImageDraw.Draw(canvas).text(place, "R", fill=_GREY, font=ImageFont.load_default(_TEXT_PIXELS))
+    return np.asarray(canvas)
+
+
+def _caption(words: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> NDArray[np.uint8]:
+    """(height, width, 3): coloured words one after the other, on as many lines as they need."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(_TEXT_PIXELS)
+    places: list[tuple[int, int]] = []
+    x, line = _MARGIN_PIXELS, 0
+    for word, _ in words:
+        length = round(font.getlength(word))
+        if x > _MARGIN_PIXELS and x + length > width:
+            x, line = _MARGIN_PIXELS, line + 1
+        places.append((x, line * _LINE_PIXELS + _MARGIN_PIXELS // 2))
+        x += length + 3 * _MARGIN_PIXELS
+    canvas = Image.new("RGB", (width, (line + 1) * _LINE_PIXELS + _MARGIN_PIXELS))
+    draw = ImageDraw.Draw(canvas)
+    for (word, colour), place in zip(words, places, strict=True):
+        draw.text(place, word, fill=colour, font=font)
+    return np.asarray(canvas)
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

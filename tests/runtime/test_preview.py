@@ -19,7 +19,8 @@ Image = pytest.importorskip("PIL.Image")
 
 
 def _picture(png: bytes) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(png)))
+    """The one slice of a picture, without the caption below."""
+    return np.asarray(Image.open(io.BytesIO(png)))[:160]
 
 
 def _one_slice(voxels: NDArray[np.int16]) -> Volume:
@@ -59,6 +60,20 @@ def test_colours_tell_infection_lungs_and_truth_apart() -> None:
     assert blue < red / 3
     assert picture[25 * row, 30 * column].tolist() == [255, 225, 0]
     assert picture[30 * row, 30 * column].tolist() == [0, 0, 0]
+
+
+def test_a_caption_says_what_the_colours_mean_below_the_slices() -> None:
+    labels = np.zeros((1, 40, 40), np.uint8)
+    volume = _one_slice(np.full(labels.shape, -1400, np.int16))
+
+    def caption(truth: NDArray[np.uint8] | None) -> set[tuple[int, ...]]:
+        whole = np.asarray(Image.open(io.BytesIO(render_preview(volume, labels, truth))))
+        return set(map(tuple, whole[160:].reshape(-1, 3).tolist()))
+
+    yellow = (255, 225, 0)
+    assert {(255, 50, 40), (60, 140, 255), (60, 220, 120), (190, 190, 190)} <= caption(None)
+    assert yellow not in caption(None)
+    assert yellow in caption(labels)
 
 
 def test_the_order_of_axes_does_not_change_the_picture() -> None:
