@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -17,8 +18,12 @@ for name in ("torch", "monai", "onnx", "onnxscript", "covidseg_train", "covidseg
 """
 
 
-def _run(code: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": SOURCES}
+# The CI systems and settings in which the engines keep quiet by themselves.
+TELEMETRY_SILENT_IN = ("CI", "TF_BUILD", "JENKINS_URL", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")
+
+
+def _run(code: str, environment: Mapping[str, str] = os.environ) -> str:
+    environment = {**environment, "PYTHONPATH": SOURCES}
     done = subprocess.run(  # noqa: S603 - our own interpreter and code
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
@@ -62,6 +67,31 @@ def test_help_imports_neither_numpy_nor_an_engine() -> None:
             "heavy = {'numpy', 'nibabel', 'scipy', 'openvino', 'onnxruntime', 'rich', 'torch'}\n"
             "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         )
+
+
+def test_segmenting_opens_no_connection_and_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
+    """Importing openvino reports to Google Analytics and writes ~/intel, onnxruntime to Microsoft and ~/.cache."""
+    home = tmp_path / "home"
+    home.mkdir()
+    code = (
+        "import sys\n"
+        "def no_network(event, arguments):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo', 'urllib.Request', 'os.fork', 'subprocess.Popen'):\n"
+        "        raise RuntimeError(f'{event} {arguments}')\n"
+        "sys.addaudithook(no_network)\n"
+        "from pathlib import Path\n"
+        "import covidseg\n"
+        "covidseg.available_engines()\n"
+        f"scan = covidseg.read_volume(Path({str(ROOT / 'tests/data/lidc_0001_crop_ct.nii.gz')!r}))\n"
+        "for engine in ('openvino', 'onnxruntime'):\n"
+        "    with covidseg.Segmenter.open(engine=engine) as segmenter:\n"
+        "        segmenter.segment(scan)\n"
+        "assert 'openvino_telemetry' not in sys.modules\n"
+        "assert 'ORT_DISABLE_TELEMETRY' not in __import__('os').environ\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in TELEMETRY_SILENT_IN}
+    _run(code, {**environment, "HOME": str(home)})
+    assert list(home.iterdir()) == []
 
 
 def test_importing_prints_nothing_and_warns_of_nothing() -> None:

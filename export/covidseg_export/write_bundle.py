@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from covidseg_runtime.errors import BundleError
+from covidseg_runtime.errors import BundleError, OutputError
 
 
 def write_bundle_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -18,7 +18,8 @@ def write_bundle_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         files: Content by file name; ``bundle.json`` among them.
 
     Raises:
-        BundleError: If ``folder`` exists and is not a bundle, or cannot be written.
+        BundleError: If ``folder`` exists and is not a bundle.
+        OutputError: If it cannot be written.
     """
     if folder.exists() and not (folder / "bundle.json").is_file():
         raise BundleError(f"{folder} exists and is not a model bundle; give the name of a new folder.")
@@ -26,14 +27,14 @@ def write_bundle_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     except OSError as error:
-        raise BundleError(f"{folder} cannot be written ({error.strerror}); give another folder.") from error
+        raise OutputError(f"{folder} cannot be written ({error.strerror}); give another folder.") from error
     try:
         for name, content in files.items():
             _write_synced(draft / name, content)
         draft.chmod(0o755)
         _swap_in(draft, folder)
     except OSError as error:
-        raise BundleError(f"{folder} cannot be written ({error.strerror}); give another folder.") from error
+        raise OutputError(f"{folder} cannot be written ({error.strerror}); give another folder.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         BundleError,
         CovidsegError,
         EngineError,
+        OutputError,
         SettingsError,
         VolumeError,
     )
@@ -55,6 +56,7 @@ __all__ = [
     "Measures",
     "ModelBundle",
     "ModelFile",
+    "OutputError",
     "PreprocessingSpec",
     "SegmentSettings",
     "Segmentation",
@@ -94,6 +96,7 @@ _MODULE_OF = {
     "SegmentSettings": "segmenter",
     "Segmentation": "segmenter",
     "Segmenter": "segmenter",
+    "OutputError": "errors",
     "SettingsError": "errors",
     "TilePlan": "tiling",
     "Volume": "volume",

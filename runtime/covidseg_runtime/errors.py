@@ -4,7 +4,8 @@
     ├── VolumeError    the input is unsuitable: not a chest CT volume, damaged, wrong geometry (exit code 3)
     ├── BundleError    the model is missing or not what its manifest promises (exit code 5)
     ├── EngineError    no engine, device or precision as asked for on this machine (exit code 2)
-    └── SettingsError  settings that contradict each other or have no meaning (exit code 2)
+    ├── SettingsError  settings that contradict each other or have no meaning (exit code 2)
+    └── OutputError    a result cannot be written: no such folder, read-only, full (exit code 1)
 
 Every message says what was given, what is expected and how to mend it. Errors of other libraries are
 translated at the seam where they occur, with ``raise … from``.
@@ -41,3 +42,7 @@ class SettingsError(CovidsegError):
     """A setting is out of range or contradicts another one."""
 
     exit_code: ClassVar[int] = 2
+
+
+class OutputError(CovidsegError):
+    """A result cannot be written; what lay there before is untouched."""

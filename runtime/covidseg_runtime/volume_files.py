@@ -17,7 +17,7 @@ from isal.isal_zlib import error as isal_error
 from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
 
-from covidseg_runtime.errors import VolumeError
+from covidseg_runtime.errors import OutputError, VolumeError
 from covidseg_runtime.nifti_header import NIFTI2_BYTES, NiftiLayout, judge_header
 from covidseg_runtime.volume import Volume
 
@@ -103,7 +103,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: temporary file beside it, fsync, rename, fsync of the folder.
 
     Raises:
-        VolumeError: If the folder is missing, read-only or full.
+        OutputError: If the folder is missing, read-only or full.
     """
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -119,7 +119,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
                 raise
         _sync_folder(path.parent)
     except OSError as error:
-        raise VolumeError(f"{path} cannot be written: {error.strerror}; give another place.") from error
+        raise OutputError(f"{path} cannot be written: {error.strerror}; give another place.") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from covidseg_export.write_bundle import json_bytes, write_bundle_folder
-from covidseg_runtime.errors import BundleError
+from covidseg_runtime.errors import BundleError, OutputError
 
 FILES = {"bundle.json": json_bytes({"name": "a"}), "model.onnx": b"weights"}
 
@@ -41,7 +41,7 @@ def test_a_failure_half_way_leaves_the_earlier_bundle(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("covidseg_export.write_bundle.os.fsync", full_disk)
-    with pytest.raises(BundleError, match="No space left on device"):
+    with pytest.raises(OutputError, match="No space left on device"):
         write_bundle_folder(folder, {**FILES, "model.onnx": b"other"})
     assert content(folder) == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -49,5 +49,5 @@ def test_a_failure_half_way_leaves_the_earlier_bundle(tmp_path, monkeypatch):
 
 def test_a_parent_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BundleError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write_bundle_folder(tmp_path / "file" / "bundle", FILES)

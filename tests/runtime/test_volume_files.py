@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covidseg_runtime.errors import VolumeError
+from covidseg_runtime.errors import OutputError, VolumeError
 from covidseg_runtime.volume_files import read_label_map, read_volume, write_bytes_atomic, write_label_map
 
 SHAPE = (6, 7, 8)
@@ -187,7 +187,7 @@ def test_labels_of_another_shape_or_ending_are_refused_and_nothing_is_left(tmp_p
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path):
-    with pytest.raises(VolumeError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write_bytes_atomic(tmp_path / "none" / "file", b"x")
 
 
@@ -199,7 +199,7 @@ def test_an_old_file_survives_a_failed_write(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(VolumeError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         write_bytes_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

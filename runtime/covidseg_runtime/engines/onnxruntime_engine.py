@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.engines.telemetry import import_without_telemetry
 from covidseg_runtime.errors import EngineError
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -112,13 +113,13 @@ class OnnxRuntimeEngine:
 
 
 def import_onnxruntime() -> Any:  # noqa: ANN401 - the package carries no types
-    """The onnxruntime package.
+    """The onnxruntime package, without its telemetry.
 
     Raises:
         EngineError: if it is not installed.
     """
     try:
-        return import_module("onnxruntime")
+        return import_without_telemetry("onnxruntime")
     except ImportError as exc:
         raise EngineError(
             f"ONNX Runtime cannot be loaded ({exc}). Install it: pip install 'covidseg[ort]', "

@@ -6,13 +6,13 @@ can; float32 is therefore asked for by name, so that two machines give the same 
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.engines.telemetry import import_without_telemetry
 from covidseg_runtime.errors import EngineError
 
 PRECISIONS = ("f32", "bf16", "f16")
@@ -93,13 +93,13 @@ class OpenVinoEngine:
 
 
 def import_openvino() -> Any:  # noqa: ANN401 - the package carries no types
-    """The openvino package.
+    """The openvino package, without its telemetry.
 
     Raises:
         EngineError: if it is not installed.
     """
     try:
-        return import_module("openvino")
+        return import_without_telemetry("openvino")
     except ImportError as exc:
         raise EngineError(f"OpenVINO cannot be loaded ({exc}). Install it: pip install openvino") from exc
 
