@@ -8,11 +8,12 @@ once they are segmented.
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.coarse_grid import CoarseMask
+from covidseg_runtime.measures import LEFT_LUNG, RIGHT_LUNG
+
 Mask = NDArray[np.bool_]
 Spacing = tuple[float, float, float]
 
-LEFT_LUNG, RIGHT_LUNG = 1, 2
-SAMPLING_MM = 3.0
 DEEPEST_EROSION_MM = 15.0
 # A second piece smaller than this is a speck, not a lung.
 SMALLEST_SHARE = 0.15
@@ -50,23 +51,16 @@ def label_sides(labels: NDArray[np.uint8], spacing_mm: Spacing) -> None:
     """Give every lung voxel the label of its side, in place.
 
     Args:
-        labels: (Z, Y, X) in orientation SPL; 1 is lung of either side, 3 infection. The sides are found on every n-th
-            voxel (about 3 mm).
+        labels: (Z, Y, X) in orientation SPL; 1 is lung of either side, 3 infection. The sides are found on voxels
+            about 3 mm apart.
         spacing_mm: (z, y, x).
     """
-    from scipy import ndimage
-
-    z_step, y_step, x_step = (max(1, round(SAMPLING_MM / mm)) for mm in spacing_mm)
-    coarse = labels[::z_step, ::y_step, ::x_step] > 0
-    if not coarse.any():
+    coarse = CoarseMask.of(labels, spacing_mm)
+    if not coarse.mask.any():
         return
-    coarse_mm = (spacing_mm[0] * z_step, spacing_mm[1] * y_step, spacing_mm[2] * x_step)
-    left, _ = part_left_right(coarse, coarse_mm)
-    nearest = ndimage.distance_transform_edt(~coarse, sampling=coarse_mm, return_distances=False, return_indices=True)
-    sides = np.where(left[tuple(nearest)], np.uint8(LEFT_LUNG), np.uint8(RIGHT_LUNG))
-    rows, columns = np.arange(labels.shape[1]) // y_step, np.arange(labels.shape[2]) // x_step
-    for z, plane in enumerate(labels):
-        plane_sides = sides[z // z_step][rows[:, None], columns]
+    left, _ = part_left_right(coarse.mask, coarse.spacing_mm)
+    sides = np.where(left, np.uint8(LEFT_LUNG), np.uint8(RIGHT_LUNG))
+    for plane, plane_sides in zip(labels, coarse.spread(sides), strict=True):
         lung = plane == LEFT_LUNG
         plane[lung] = plane_sides[lung]
 

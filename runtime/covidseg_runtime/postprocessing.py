@@ -3,7 +3,40 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.coarse_grid import CoarseMask
 from covidseg_runtime.measures import INFECTION, LEFT_LUNG, RIGHT_LUNG, infection_box
+
+# The smaller lung of a patient has at least this share of the larger one's volume.
+SMALLEST_SHARE = 0.1
+
+
+def remove_detached(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, float]) -> float:
+    """Clear what hangs together with no lung, in place: bowel gas, folds of skin, fat between the bowels.
+
+    Lung and infection count together, so a lung that is wholly infected stays. Pieces are judged on voxels about 3 mm
+    apart; a piece stays if it has a tenth of the largest one's volume, as the smaller of two lungs has.
+
+    Args:
+        labels: (Z, Y, X), 0 to 3.
+        spacing_mm: (z, y, x).
+
+    Returns:
+        Infection that was cleared, in mL.
+    """
+    from scipy import ndimage
+
+    coarse = CoarseMask.of(labels, spacing_mm)
+    pieces, count = ndimage.label(coarse.mask)
+    if count < 2:
+        return 0.0
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    kept = sizes >= SMALLEST_SHARE * sizes.max()
+    infected_voxels = 0
+    for plane, keep in zip(labels, coarse.spread(kept[pieces].astype(np.uint8)), strict=True):
+        infected_voxels += int(np.count_nonzero((plane == INFECTION) & (keep == 0)))
+        plane *= keep
+    return infected_voxels * float(np.prod(spacing_mm)) / 1000.0
 
 
 def remove_small_lesions(

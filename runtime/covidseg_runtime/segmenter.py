@@ -26,7 +26,7 @@ from covidseg_runtime.intensity import clip_and_scale_hounsfield
 from covidseg_runtime.lung_box import Box, find_lung_box
 from covidseg_runtime.lung_sides import label_sides
 from covidseg_runtime.measures import Measures, measure
-from covidseg_runtime.postprocessing import remove_small_lesions
+from covidseg_runtime.postprocessing import remove_detached, remove_small_lesions
 from covidseg_runtime.resampling import GridPair, to_model_grid, to_source_grid
 from covidseg_runtime.sliding_window import LogitSlab, predict_tiled
 from covidseg_runtime.volume import Volume, reorient_array, to_orientation
@@ -34,6 +34,7 @@ from covidseg_runtime.volume import Volume, reorient_array, to_orientation
 Progress = Callable[[int, int], None]
 
 _THICK_SLICE_MM = 5.0
+_DETACHED_ML = 1.0
 _INT16 = np.iinfo(np.int16)
 _FACES = ("feet", "head", "front", "back", "patient's right", "patient's left")
 
@@ -141,6 +142,8 @@ class Segmenter:
         with clock.step("network"):
             labels = np.zeros(scan.shape, np.uint8)
             self._label_box(image, grids, labels[box.slices], on_progress)
+        with clock.step("remove_detached"):
+            detached_ml = remove_detached(labels, scan.spacing_mm)
         if LUNG_OF_EITHER_SIDE in self.bundle.classes:
             with clock.step("lung_sides"):
                 label_sides(labels, scan.spacing_mm)
@@ -151,7 +154,7 @@ class Segmenter:
         return Segmentation(
             labels=reorient_array(labels, preprocessing.orientation, volume.orientation),
             measures=measures,
-            warnings=_warnings(labels, box, scan.spacing_mm),
+            warnings=(*_warnings(labels, box, scan.spacing_mm), *_warn_of_detached(detached_ml)),
             box=box,
             timings_s=clock.timings_s,
         )
@@ -235,6 +238,12 @@ def _warnings(labels: NDArray[np.uint8], box: Box, spacing_mm: tuple[float, floa
             "are missed and volumes are coarse."
         )
     return tuple(found)
+
+
+def _warn_of_detached(detached_ml: float) -> tuple[str, ...]:
+    if detached_ml < _DETACHED_ML:
+        return ()
+    return (f"{detached_ml:.1f} mL that the network called infection lie apart from the lungs and were removed.",)
 
 
 def _border_planes(labels: NDArray[Any]) -> tuple[NDArray[Any], ...]:

@@ -92,6 +92,14 @@ def test_a_lesion_below_the_limit_becomes_lung(tiny_bundle: Path) -> None:
     np.testing.assert_array_equal(segmentation.labels, expected)
 
 
+def test_infection_apart_from_the_lungs_is_removed_with_a_warning(segmenter: Segmenter) -> None:
+    hu = phantom_hu()
+    hu[2:10, 30:36, 0:8] = -300  # 1.7 mL in a corner
+    segmentation = segmenter.segment(_phantom(hu))
+    np.testing.assert_array_equal(segmentation.labels, phantom_labels())
+    assert any("1.7 mL" in warning and "apart from the lungs" in warning for warning in segmentation.warnings)
+
+
 def test_a_finer_scan_is_labelled_on_its_own_grid(segmenter: Segmenter) -> None:
     fine = phantom_hu().repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
     volume = Volume(fine, spl_affine((1.0, 0.75, 0.75)))
@@ -122,6 +130,7 @@ def test_steps_are_timed(segmenter: Segmenter) -> None:
         "lung_box",
         "to_model_grid",
         "network",
+        "remove_detached",
         "remove_small_lesions",
         "measure",
     ]
