@@ -8,7 +8,7 @@ once they are segmented.
 import numpy as np
 from numpy.typing import NDArray
 
-from covidseg_runtime.coarse_grid import CoarseMask
+from covidseg_runtime.coarse_grid import CoarseLabels
 from covidseg_runtime.measures import LEFT_LUNG, RIGHT_LUNG
 
 Mask = NDArray[np.bool_]
@@ -55,12 +55,13 @@ def label_sides(labels: NDArray[np.uint8], spacing_mm: Spacing) -> None:
             about 3 mm apart.
         spacing_mm: (z, y, x).
     """
-    coarse = CoarseMask.of(labels, spacing_mm)
-    if not coarse.mask.any():
+    coarse = CoarseLabels.of(labels, spacing_mm)
+    labelled = coarse.labels > 0
+    if not labelled.any():
         return
-    left, _ = part_left_right(coarse.mask, coarse.spacing_mm)
+    left, _ = part_left_right(labelled, coarse.spacing_mm)
     sides = np.where(left, np.uint8(LEFT_LUNG), np.uint8(RIGHT_LUNG))
-    for plane, plane_sides in zip(labels, coarse.spread(sides), strict=True):
+    for plane, plane_sides in zip(labels, coarse.spread(sides, labelled), strict=True):
         lung = plane == LEFT_LUNG
         plane[lung] = plane_sides[lung]
 

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.coarse_grid import CoarseLabels
+
 LEFT_LUNG, RIGHT_LUNG, INFECTION = 1, 2, 3
 CONSOLIDATION_FROM_HU = -300
-SIDE_SAMPLING_MM = 3.0
 
 Spacing = tuple[float, float, float]
 
@@ -27,7 +28,7 @@ class Measures:
     """Measures of one scan.
 
     A lung includes the infection within it. An infected voxel belongs to the lung whose nearest voxel is closest
-    (judged on every n-th voxel, about 3 mm).
+    (judged on voxels about 3 mm apart).
 
     Attributes:
         lung_volume_ml: Lung ∪ infection.
@@ -90,22 +91,15 @@ def measure(labels: NDArray[np.uint8], hu: NDArray[Any], spacing_mm: Spacing) ->
 
 def count_infection_in_left(labels: NDArray[np.uint8], spacing_mm: Spacing) -> int:
     """Infected voxels whose nearest lung voxel is of the left lung."""
-    from scipy.ndimage import distance_transform_edt
-
-    steps = tuple(max(1, round(SIDE_SAMPLING_MM / mm)) for mm in spacing_mm)
-    coarse = labels[:: steps[0], :: steps[1], :: steps[2]]
-    is_lung = (coarse == LEFT_LUNG) | (coarse == RIGHT_LUNG)
-    if not is_lung.any():
+    coarse = CoarseLabels.of(labels, spacing_mm)
+    lung = (coarse.labels == LEFT_LUNG) | (coarse.labels == RIGHT_LUNG)
+    if not lung.any():
         # Without any lung the body's middle parts the sides; x grows to the patient's left.
         return int(np.count_nonzero(labels[:, :, labels.shape[2] // 2 :] == INFECTION))
-    coarse_mm = [mm * step for mm, step in zip(spacing_mm, steps, strict=True)]
-    nearest = distance_transform_edt(~is_lung, sampling=coarse_mm, return_distances=False, return_indices=True)
-    nearest_is_left = coarse[tuple(nearest)] == LEFT_LUNG
-    total = 0
-    for z, plane in enumerate(labels):
-        ys, xs = np.nonzero(plane == INFECTION)
-        total += int(np.count_nonzero(nearest_is_left[z // steps[0], ys // steps[1], xs // steps[2]]))
-    return total
+    return sum(
+        int(np.count_nonzero((plane == INFECTION) & (nearest_lung == LEFT_LUNG)))
+        for plane, nearest_lung in zip(labels, coarse.spread(coarse.labels, lung), strict=True)
+    )
 
 
 def count_lesions(labels: NDArray[np.uint8]) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from covidseg_runtime.coarse_grid import CoarseMask
+from covidseg_runtime.coarse_grid import CoarseLabels
 from covidseg_runtime.measures import INFECTION, LEFT_LUNG, RIGHT_LUNG, infection_box
 
 # The smaller lung of a patient has at least this share of the larger one's volume.
@@ -25,15 +25,16 @@ def remove_detached(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, f
     """
     from scipy import ndimage
 
-    coarse = CoarseMask.of(labels, spacing_mm)
-    pieces, count = ndimage.label(coarse.mask)
+    coarse = CoarseLabels.of(labels, spacing_mm)
+    labelled = coarse.labels > 0
+    pieces, count = ndimage.label(labelled)
     if count < 2:
         return 0.0
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
     kept = sizes >= SMALLEST_SHARE * sizes.max()
     infected_voxels = 0
-    for plane, keep in zip(labels, coarse.spread(kept[pieces].astype(np.uint8)), strict=True):
+    for plane, keep in zip(labels, coarse.spread(kept[pieces].astype(np.uint8), labelled), strict=True):
         infected_voxels += int(np.count_nonzero((plane == INFECTION) & (keep == 0)))
         plane *= keep
     return infected_voxels * float(np.prod(spacing_mm)) / 1000.0
