@@ -1,6 +1,6 @@
 """What the shipped model promises, on whole scans of patients it never saw.
 
-The scans are too large for the repository: they are looked for in COVIDSEG_DATA, else in ../shared/data beside it.
+The scans are too large for the repository: they are looked for in COVIDSEG_TEST_DATA, else in ../shared/data beside it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from covidseg_runtime.evaluation import align_truth
 from covidseg_runtime.metrics import dice
 from covidseg_runtime.volume import Volume
 
-DATA = Path(os.environ.get("COVIDSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("COVIDSEG_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 LARGEST_PEAK_MIB = 1500
 
 pytestmark = [
     pytest.mark.full_scan,
-    pytest.mark.skipif(not (DATA / "covid").is_dir(), reason=f"no scans in {DATA}; set COVIDSEG_DATA"),
+    pytest.mark.skipif(not (DATA / "covid").is_dir(), reason=f"no scans in {DATA}; set COVIDSEG_TEST_DATA"),
 ]
 
 
