@@ -32,7 +32,7 @@ def case_with_one_lesion():
     labels = np.zeros((40, 50, 60), np.uint8)
     labels[5:35, 5:45, 5:28] = 2
     labels[5:35, 5:45, 32:55] = 1
-    labels[20, 20, 20] = 3
+    labels[20, 20, 26] = 3  # near the gap, so that a patch around it holds both lungs
     hu = np.where(labels == 3, 0, np.where(labels > 0, -850, 40)).astype(np.int16)
     return PreparedCase("a", hu, labels, (1.5, 1.5, 1.5))
 
