@@ -14,7 +14,7 @@ EXPERIMENT = """\
 name = "tiny"
 
 [data]
-dataset = "covid_19_ct_seg_rebuilt"
+dataset = "covid-19-ct-seg-rebuilt"
 root = {root!r}
 train = ["case_a"]
 validation = ["case_b"]

@@ -28,7 +28,8 @@ from covidseg_runtime.volume import MODEL_ORIENTATION, to_orientation
 from covidseg_runtime.volume_files import read_volume
 from covidseg_train.checkpoint import Checkpoint, load_network
 from covidseg_train.config import ExperimentConfig
-from covidseg_train.datasets import covid_19_ct_seg_rebuilt as dataset
+from covidseg_train.datasets.catalog import get_dataset
+from covidseg_train.datasets.dataset import find_case
 from covidseg_train.fit import BEST
 from covidseg_train.torch_engine import TorchEngine
 from covidseg_train.unet import UNet3d, count_parameters
@@ -92,7 +93,7 @@ def export_run(run_folder: Path, bundle_folder: Path, *, parity_scan: Path | Non
 def default_parity_scan(config: ExperimentConfig) -> Path:
     """CT of the first held-out case, or of the first training case where none is held out."""
     name = (*config.data.test, *config.data.train)[0]
-    return dataset.find_case(Path(config.data.root), name).ct
+    return find_case(get_dataset(config.data.dataset), Path(config.data.root), name).ct
 
 
 def read_parity_scan(path: Path, config: ExperimentConfig) -> ParityScan:
@@ -152,7 +153,7 @@ def describe(checkpoint: Checkpoint, network: UNet3d, model: bytes) -> dict[str,
         },
         "training": describe_training(checkpoint),
         "intended_use": INTENDED_USE,
-        "licence": dataset.LICENCE,
+        "licence": get_dataset(checkpoint.config.data.dataset).licence,
         "files": [
             {
                 "role": "model",
@@ -167,11 +168,12 @@ def describe(checkpoint: Checkpoint, network: UNet3d, model: bytes) -> dict[str,
 def describe_training(checkpoint: Checkpoint) -> dict[str, Any]:
     """Data, recipe and seed of the training."""
     config = checkpoint.config
+    dataset = get_dataset(config.data.dataset)
     return {
         "experiment": config.name,
-        "dataset": dataset.NAME,
-        "licence": dataset.LICENCE,
-        "citation": dataset.CITATION,
+        "dataset": dataset.title,
+        "licence": dataset.licence,
+        "citation": dataset.citation,
         "train": list(config.data.train),
         "validation": list(config.data.validation),
         "test": list(config.data.test),

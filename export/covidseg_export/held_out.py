@@ -7,9 +7,9 @@ import numpy as np
 
 from covidseg_runtime.metrics import compute_surface_distances, dice, normalised_surface_dice
 from covidseg_runtime.segmenter import Segmenter
-from covidseg_runtime.volume_files import read_label_map, read_volume
 from covidseg_train.config import ExperimentConfig
-from covidseg_train.datasets.covid_19_ct_seg_rebuilt import find_case
+from covidseg_train.datasets.catalog import get_dataset
+from covidseg_train.datasets.dataset import Dataset, find_case
 
 INFECTION = 3
 INFECTION_TOLERANCE_MM = 3.0
@@ -44,13 +44,13 @@ def measure_held_out(segmenter: Segmenter, config: ExperimentConfig) -> list[Hel
     Raises:
         VolumeError: If a case is not in the data folder.
     """
-    return [_measure(segmenter, Path(config.data.root), name) for name in config.data.test]
+    dataset, root = get_dataset(config.data.dataset), Path(config.data.root)
+    return [_measure(segmenter, dataset, root, name) for name in config.data.test]
 
 
-def _measure(segmenter: Segmenter, root: Path, name: str) -> HeldOutResult:
-    files = find_case(root, name)
-    scan = read_volume(files.ct)
-    reference = read_label_map(files.infection).voxels > 0
+def _measure(segmenter: Segmenter, dataset: Dataset, root: Path, name: str) -> HeldOutResult:
+    volumes = dataset.read(find_case(dataset, root, name))
+    scan, reference = volumes.ct, volumes.lesion.voxels > 0
     predicted = segmenter.segment(scan).labels == INFECTION
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000.0
     distances = compute_surface_distances(predicted, reference, scan.spacing_mm)

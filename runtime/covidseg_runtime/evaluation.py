@@ -18,7 +18,7 @@ from covidseg_runtime.metrics import (
     hausdorff_mm,
     normalised_surface_dice,
 )
-from covidseg_runtime.volume import Volume, to_orientation
+from covidseg_runtime.volume import Volume, corner_distance_mm, to_orientation
 
 TruthKind = Literal["auto", "labels", "infection"]
 
@@ -101,7 +101,7 @@ def align_truth(reference: Volume, truth: Volume, *, truth_kind: TruthKind = "au
         raise VolumeError(
             f"the truth has shape {turned.shape}, the prediction {reference.shape}: they are not of one scan"
         )
-    distance = _corner_distance_mm(reference, turned)
+    distance = corner_distance_mm(reference, turned)
     if distance > _SAME_PLACE_VOXELS * min(reference.spacing_mm):
         raise VolumeError(
             f"truth and prediction lie up to {distance:.2f} mm apart in the patient: their "
@@ -158,11 +158,3 @@ def _known_labels(voxels: NDArray[Any], name: str) -> NDArray[np.uint8]:
             "every label is infection use --truth-kind infection"
         )
     return voxels.astype(np.uint8, copy=False)
-
-
-def _corner_distance_mm(first: Volume, second: Volume) -> float:
-    """The largest distance of the same corner voxel in two volumes of one shape."""
-    last = np.array(first.shape, dtype=np.float64) - 1
-    corners = np.array([[*(last * corner), 1.0] for corner in np.ndindex(2, 2, 2)])
-    apart = corners @ (first.affine - second.affine).T
-    return float(np.linalg.norm(apart[:, :3], axis=1).max())

@@ -101,3 +101,11 @@ def to_orientation(volume: Volume, orientation: str) -> Volume:
 def _axis_changes(source_orientation: str, target_orientation: str) -> NDArray[np.int64]:
     change = ornt_transform(axcodes2ornt(source_orientation), axcodes2ornt(target_orientation))
     return np.asarray(change, dtype=np.int64)
+
+
+def corner_distance_mm(first: Volume, second: Volume) -> float:
+    """The largest distance in the patient of the same corner voxel in two volumes of one shape."""
+    last = np.array(first.shape, dtype=np.float64) - 1
+    corners = np.array([[*(last * corner), 1.0] for corner in np.ndindex(2, 2, 2)])
+    apart = corners @ (first.affine - second.affine).T
+    return float(np.linalg.norm(apart[:, :3], axis=1).max())

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from covidseg_runtime.errors import SettingsError
 from covidseg_runtime.intensity import HounsfieldScaling
+from covidseg_train.datasets.catalog import get_dataset
 from covidseg_train.unet import UNetSpec
 
 CONFIGS_FOLDER = Path(__file__).parent / "configs"
@@ -24,7 +25,7 @@ class DataConfig:
     """Which cases take which part; one patient is in one list only.
 
     Attributes:
-        dataset: Name of a file in ``covidseg_train/datasets``.
+        dataset: Name of a data set, as `covidseg data list` shows it.
         root: Folder of the cases; ``--data`` and COVIDSEG_DATA take precedence.
         train: Case names learned from.
         validation: Case names that pick the best checkpoint. Empty: the last checkpoint is the best.
@@ -32,7 +33,7 @@ class DataConfig:
         cache: Folder of preprocessed cases.
     """
 
-    dataset: Literal["covid_19_ct_seg_rebuilt"]
+    dataset: str
     root: str
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
@@ -40,7 +41,8 @@ class DataConfig:
     cache: str = "runs/cache"
 
     def __post_init__(self) -> None:
-        """Refuse an empty training set and a case in two parts."""
+        """Refuse an unknown data set, an empty training set and a case in two parts."""
+        get_dataset(self.dataset)
         if not self.train:
             raise SettingsError("data.train is empty; name at least one case to learn from.")
         parts = (*self.train, *self.validation, *self.test)

@@ -22,7 +22,8 @@ from covidseg_train.checkpoint import (
     save_checkpoint,
 )
 from covidseg_train.config import ExperimentConfig, OptimiserConfig
-from covidseg_train.datasets.covid_19_ct_seg_rebuilt import find_case
+from covidseg_train.datasets.catalog import get_dataset
+from covidseg_train.datasets.dataset import find_case
 from covidseg_train.device import Precision, choose_device, choose_precision
 from covidseg_train.losses import DeepSupervisionLoss
 from covidseg_train.patches import PatchSampler
@@ -163,8 +164,8 @@ def resume(training: Training, last: Path) -> None:
 
 def load_cases(config: ExperimentConfig, names: Sequence[str]) -> list[PreparedCase]:
     """Prepare the named cases, or read them from the cache."""
-    root, cache = Path(config.data.root), Path(config.data.cache)
-    return [prepare_case(find_case(root, name), config.grid.spacing_mm, cache) for name in names]
+    dataset, root, cache = get_dataset(config.data.dataset), Path(config.data.root), Path(config.data.cache)
+    return [prepare_case(dataset, find_case(dataset, root, name), config.grid.spacing_mm, cache) for name in names]
 
 
 def train_epoch(training: Training, sampler: PatchSampler, log: RunLog) -> float:
