@@ -32,7 +32,7 @@ from covidseg_train.datasets.catalog import get_dataset
 from covidseg_train.datasets.dataset import find_case
 from covidseg_train.fit import BEST
 from covidseg_train.torch_engine import TorchEngine
-from covidseg_train.unet import UNet3d, count_parameters
+from covidseg_train.unet import SegmentationNetwork, count_parameters
 
 MODEL_FILE = "model.onnx"
 LABELS = {"0": "background", "1": "left lung", "2": "right lung", "3": "infection"}
@@ -104,7 +104,7 @@ def read_parity_scan(path: Path, config: ExperimentConfig) -> ParityScan:
     return ParityScan(hu, config.grid.scaling, TilePlan(tile_shape=config.tiles.shape, step=config.tiles.step))
 
 
-def compare_engines(network: UNet3d, model_path: Path, scan: ParityScan) -> dict[str, Parity]:
+def compare_engines(network: SegmentationNetwork, model_path: Path, scan: ParityScan) -> dict[str, Parity]:
     """Compare OpenVINO f32 and ONNX Runtime with torch fp32."""
     reference = TorchEngine(network, device=torch.device("cpu"))
     candidates: dict[str, Engine] = {
@@ -129,7 +129,7 @@ def held_out_metrics(folder: Path, description: dict[str, Any], config: Experime
     return [result.to_dict() for result in measure_held_out(segmenter, config)]
 
 
-def describe(checkpoint: Checkpoint, network: UNet3d, model: bytes) -> dict[str, Any]:
+def describe(checkpoint: Checkpoint, network: SegmentationNetwork, model: bytes) -> dict[str, Any]:
     """Everything bundle.json says, but for parity and metrics."""
     config = checkpoint.config
     return {
@@ -145,7 +145,7 @@ def describe(checkpoint: Checkpoint, network: UNet3d, model: bytes) -> dict[str,
         },
         "tile_plan": {"tile_shape": list(config.tiles.shape), "step": config.tiles.step},
         "network": {
-            "architecture": "UNet3d",
+            "architecture": type(network).__name__,
             "parameters": count_parameters(network),
             "widths": list(config.network.widths),
             "strides": [list(stride) for stride in config.network.strides],
@@ -177,7 +177,7 @@ def describe_training(checkpoint: Checkpoint) -> dict[str, Any]:
         "train": list(config.data.train),
         "validation": list(config.data.validation),
         "test": list(config.data.test),
-        "strategy": config.run.strategy,
+        "strategy": config.transfer.strategy,
         "seed": config.run.seed,
         "steps": checkpoint.progress.step,
         "batch_size": config.patches.batch_size,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d
 
-from covidseg_train.unet import UNet3d
+from covidseg_train.hybrid import GlobalMean
+from covidseg_train.unet import SegmentationNetwork
 
 
 class AxisWiseInstanceNorm(nn.Module):
@@ -40,23 +41,29 @@ def axis_wise_mean(features: Tensor) -> Tensor:
     return avg_pool3d(features, (z, 1, 1))
 
 
-class ExportableUNet(nn.Module):
-    """Wraps a ``UNet3d`` so that its forward is the graph to export."""
+class AxisWiseGlobalMean(nn.Module):
+    """``GlobalMean`` with means taken along x, then y, then z."""
 
-    def __init__(self, network: UNet3d) -> None:
-        """Copy the parts that inference needs; the network given is not changed."""
+    def forward(self, features: Tensor) -> Tensor:
+        """Average (N, C, Z, Y, X) over its voxels, as (N, C)."""
+        return axis_wise_mean(features).flatten(1)
+
+
+class ExportableUNet(nn.Module):
+    """Wraps a network so that its forward is the graph to export."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        """Copy the network and replace its sums over voxels; the network given is not changed."""
         super().__init__()
-        network = copy.deepcopy(network)
-        self.encoder = network.encoder
-        self.decoder = network.decoder
-        self.head = network.heads[0]
-        for module in list(self.modules()):
+        self.network = copy.deepcopy(network)
+        for module in list(self.network.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.InstanceNorm3d):
                     setattr(module, name, AxisWiseInstanceNorm(child))
+                elif isinstance(child, GlobalMean):
+                    setattr(module, name, AxisWiseGlobalMean())
         self.eval()
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Map tiles (N, 1, Z, Y, X) to logits (N, C, Z, Y, X)."""
-        logits: Tensor = self.head(self.decoder(self.encoder(tiles))[0])
-        return logits
+        """Map tiles (N, 1, Z, Y, X) to logits (N, C, Z, Y, X); the heads that only training needs are left out."""
+        return self.network.finest_logits(tiles)

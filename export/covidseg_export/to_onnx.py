@@ -9,7 +9,7 @@ import onnx
 import torch
 
 from covidseg_export.exportable import ExportableUNet
-from covidseg_train.unet import UNet3d
+from covidseg_train.unet import SegmentationNetwork
 
 OPSET = 20
 INPUT_NAME = "tiles"
@@ -17,7 +17,7 @@ OUTPUT_NAME = "logits"
 LARGEST_BATCH = 64
 
 
-def export_onnx(network: UNet3d, tile_shape: tuple[int, int, int]) -> bytes:
+def export_onnx(network: SegmentationNetwork, tile_shape: tuple[int, int, int]) -> bytes:
     """Export a network.
 
     Args:

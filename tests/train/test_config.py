@@ -38,15 +38,15 @@ def test_unknown_experiment_names_the_shipped_ones():
         ({"patches": {"shape": [81, 80, 80]}}, "must be a multiple of"),
         ({"optimiser": {"learning_rate": -1.0}}, "positive number"),
         ({"network": {"widths": [8, 8]}}, "2 widths need 1 strides"),
-        ({"data": {"dataset": "covid_19_ct_seg_rebuilt", "root": "x", "train": []}}, "data.train is empty"),
+        ({"data": {"dataset": "covid-19-ct-seg-rebuilt", "root": "x", "train": []}}, "data.train is empty"),
         (
-            {"data": {"dataset": "covid_19_ct_seg_rebuilt", "root": "x", "train": ["a"], "test": ["a"]}},
+            {"data": {"dataset": "covid-19-ct-seg-rebuilt", "root": "x", "train": ["a"], "test": ["a"]}},
             "names a more than once",
         ),
     ],
 )
 def test_contradictions_are_refused_by_name(section, message):
-    values = {"name": "x", "data": {"dataset": "covid_19_ct_seg_rebuilt", "root": "x", "train": ["a"]}, **section}
+    values = {"name": "x", "data": {"dataset": "covid-19-ct-seg-rebuilt", "root": "x", "train": ["a"]}, **section}
     with pytest.raises(SettingsError, match=message):
         config_from_dict(values)
 

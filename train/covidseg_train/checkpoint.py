@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from covidseg_runtime.errors import BundleError
 from covidseg_runtime.volume_files import write_bytes_atomic
 from covidseg_train.config import ExperimentConfig, config_from_dict
-from covidseg_train.unet import UNet3d
+from covidseg_train.transfer import build_network
+from covidseg_train.unet import SegmentationNetwork
 
 FORMAT_VERSION = 1
 
@@ -100,10 +101,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(config, Progress(**json.loads(metadata["progress"])), tensors)
 
 
-def load_network(path: Path) -> tuple[UNet3d, Checkpoint]:
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint (the plain ones if it kept no average), by name."""
+    checkpoint = load_checkpoint(path)
+    return checkpoint.part("average") or checkpoint.part("network")
+
+
+def load_network(path: Path) -> tuple[SegmentationNetwork, Checkpoint]:
     """Build the network of a checkpoint with its averaged weights (the plain ones if it kept no average)."""
     checkpoint = load_checkpoint(path)
-    network = UNet3d(checkpoint.config.network)
+    network = build_network(checkpoint.config)
     network.load_state_dict(checkpoint.part("average") or checkpoint.part("network"))
     return network.eval(), checkpoint
 
@@ -130,7 +137,8 @@ def restore_optimiser(optimiser: Optimizer, tensors: dict[str, Tensor]) -> None:
 
 
 def average_weights(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move ``average`` towards ``network``: ``average = decay * average + (1 - decay) * network``."""
+    """Move ``average`` towards ``network``: ``average = decay * average + (1 - decay) * network``; copy its buffers."""
     with torch.no_grad():
-        for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-            mean.lerp_(value, 1.0 - decay)
+        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - decay)
+        for kept, current in zip(average.buffers(), network.buffers(), strict=True):
+            kept.copy_(current)

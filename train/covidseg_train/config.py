@@ -13,11 +13,45 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from covidseg_runtime.errors import SettingsError
 from covidseg_runtime.intensity import HounsfieldScaling
 from covidseg_train.datasets.catalog import get_dataset
+from covidseg_train.hybrid import Fusion
 from covidseg_train.unet import UNetSpec
 
 CONFIGS_FOLDER = Path(__file__).parent / "configs"
 
+Strategy = Literal["scratch", "continual", "body", "encoder", "hybrid"]
+# What the network tells apart, background first. Left and right lung look alike in most patches, so they are one
+# class here and the runtime parts them by their place in the chest.
+Target = Literal["lung_and_lesion", "lesion"]
+CLASSES_OF_TARGET = {"lung_and_lesion": 3, "lesion": 2}
+ALL_CASES = ("*",)
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A further data set that is trained on at the same time.
+
+    Attributes:
+        dataset: Name of a data set, as ``covidseg data list`` shows it.
+        root: Folder of its cases.
+        train: Case names; ``["*"]`` means all.
+        task: A name of its own gives the set heads of its own (multi-task); the task of ``data`` shares the heads
+            (joint training, all lesions one class).
+        weight: How often its cases are drawn, relative to the other sets of the same task.
+    """
+
+    dataset: str
+    root: str
+    train: tuple[str, ...] = ALL_CASES
+    task: str = "lesion"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown data set and a weight that is not positive."""
+        get_dataset(self.dataset)
+        if self.weight <= 0:
+            raise SettingsError(f"the weight of {self.dataset} is {self.weight}; a positive number is expected.")
 
 
 @dataclass(frozen=True)
@@ -25,12 +59,16 @@ class DataConfig:
     """Which cases take which part; one patient is in one list only.
 
     Attributes:
-        dataset: Name of a data set, as `covidseg data list` shows it.
+        dataset: Name of a data set, as ``covidseg data list`` shows it.
         root: Folder of the cases; ``--data`` and COVIDSEG_DATA take precedence.
-        train: Case names learned from.
+        train: Case names learned from; ``["*"]`` means all.
         validation: Case names that pick the best checkpoint. Empty: the last checkpoint is the best.
         test: Case names held out; never read while training.
         cache: Folder of preprocessed cases.
+        target: What is told apart: background, lung and lesion, or background and lesion.
+        task: Name of the heads.
+        weight: As of a source.
+        sources: Further data sets that are trained on at the same time.
     """
 
     dataset: str
@@ -39,6 +77,10 @@ class DataConfig:
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     cache: str = "runs/cache"
+    target: Target = "lung_and_lesion"
+    task: str = "lesion"
+    weight: float = 1.0
+    sources: tuple[SourceConfig, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an unknown data set, an empty training set and a case in two parts."""
@@ -49,6 +91,14 @@ class DataConfig:
         twice = sorted({case for case in parts if parts.count(case) > 1})
         if twice:
             raise SettingsError(f"data names {', '.join(twice)} more than once; a case belongs to one part only.")
+
+    def training_sets(self) -> tuple[SourceConfig, ...]:
+        """Every set that is trained on, the own one first."""
+        return (SourceConfig(self.dataset, self.root, self.train, self.task, self.weight), *self.sources)
+
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks in order, each once; the first is the one validated and exported."""
+        return tuple(dict.fromkeys(source.task for source in self.training_sets()))
 
 
 @dataclass(frozen=True)
@@ -95,23 +145,27 @@ class AugmentationConfig:
     """Random changes of a training patch; probabilities 0 switch a change off.
 
     Attributes:
-        mirror_probability: Mirroring left–right.
+        mirror_probability: Mirroring, drawn for each of ``mirror_axes``.
+        mirror_axes: Of z, y, x; x is left–right.
         affine_probability: Rotation and scaling.
-        rotation_degrees: Largest rotation about each axis.
+        rotation_degrees: Largest rotation about each axis; a flat patch is turned in its plane only, by any angle.
         scale_range: Largest relative zoom (0.25 means 0.75 to 1.25).
         noise_probability: Gaussian noise of up to 0.1 scaled units.
         blur_probability: Gaussian blur, sigma 0.5 to 1 voxel.
-        contrast_probability: Brightness and contrast by a factor of 0.75 to 1.25, and gamma 0.7 to 1.5.
+        contrast_probability: Brightness and contrast by a factor of 0.75 to 1.25, and gamma 0.7 to 1.5; each alone.
+        inverted_gamma_probability: Gamma 0.7 to 1.5 of the inverted image.
         low_resolution_probability: Down- and up-sampling by a factor of 0.5 to 1.
     """
 
     mirror_probability: float = 0.5
+    mirror_axes: tuple[Literal["z", "y", "x"], ...] = ("x",)
     affine_probability: float = 0.4
     rotation_degrees: float = 20.0
     scale_range: float = 0.25
     noise_probability: float = 0.15
     blur_probability: float = 0.15
     contrast_probability: float = 0.2
+    inverted_gamma_probability: float = 0.0
     low_resolution_probability: float = 0.2
 
 
@@ -144,6 +198,39 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True)
+class TransferConfig:
+    """How weights come in from another training.
+
+    Attributes:
+        strategy: ``scratch`` none; ``continual`` everything; ``body`` encoder and decoder, new heads; ``encoder`` the
+            encoder; ``hybrid`` the encoder beside a new one, both fused for a new decoder.
+        checkpoint: Checkpoint of the other training; ``scratch`` has none.
+        fusion: Of ``hybrid``: ``selective``, or ``concatenation`` as the ablation.
+        frozen_steps: The transferred parts stand still for so many first steps; −1 means always.
+        rate_factor: Learning rate of the transferred parts, relative to that of the new ones.
+    """
+
+    strategy: Strategy = "scratch"
+    checkpoint: str = ""
+    fusion: Fusion = "selective"
+    frozen_steps: int = 0
+    rate_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a strategy without its checkpoint and the reverse."""
+        if (self.strategy == "scratch") != (self.checkpoint == ""):
+            raise SettingsError(
+                f"transfer.strategy is {self.strategy!r} and transfer.checkpoint {self.checkpoint!r}; scratch has no "
+                "checkpoint, every other strategy needs one."
+            )
+        if self.frozen_steps < -1 or self.rate_factor <= 0:
+            raise SettingsError(
+                f"transfer.frozen_steps is {self.frozen_steps} and transfer.rate_factor {self.rate_factor}; "
+                "-1 or more and a positive number are expected."
+            )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Length, seed and rhythm of the training.
 
@@ -153,7 +240,7 @@ class RunConfig:
         steps_per_epoch: Optimiser steps an epoch.
         validate_every: Epochs between two validations; the last epoch is always validated.
         precision: ``bf16`` uses bfloat16 autocast where the device has it; ``auto`` decides.
-        strategy: How weights come in; ``scratch`` starts from random ones.
+        compilation: ``compile`` runs torch.compile, ``cuda_graphs`` with CUDA graphs as well.
     """
 
     seed: int = 0
@@ -161,12 +248,17 @@ class RunConfig:
     steps_per_epoch: int = 100
     validate_every: int = 5
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    strategy: Literal["scratch"] = "scratch"
+    compilation: Literal["off", "compile", "cuda_graphs"] = "off"
 
     def __post_init__(self) -> None:
         """Refuse a training without steps."""
         if min(self.epochs, self.steps_per_epoch, self.validate_every) < 1:
             raise SettingsError("run.epochs, run.steps_per_epoch and run.validate_every must be at least 1.")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.epochs * self.steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -198,10 +290,17 @@ class ExperimentConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     tiles: TileConfig = field(default_factory=TileConfig)
 
     def __post_init__(self) -> None:
-        """Refuse shapes the network cannot halve evenly."""
+        """Refuse shapes the network cannot halve evenly, and classes that are not those of the target."""
+        classes = CLASSES_OF_TARGET[self.data.target]
+        if self.network.classes != classes:
+            raise SettingsError(
+                f"network.classes is {self.network.classes}; data.target {self.data.target!r} has {classes} with the "
+                "background."
+            )
         for name, shape in (("patches.shape", self.patches.shape), ("tiles.shape", self.tiles.shape)):
             if any(n % d for n, d in zip(shape, self.network.divisor(), strict=True)):
                 raise SettingsError(
@@ -246,7 +345,15 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
     Raises:
         SettingsError: If a section or key is unknown, missing or of the wrong kind.
     """
-    return _build(ExperimentConfig, values, "the experiment")
+    return _build(ExperimentConfig, _from_version_1(values), "the experiment")
+
+
+def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Experiments of version 0.1 named the strategy, which could only be scratch, in the section ``run``."""
+    run = values.get("run")
+    if not isinstance(run, dict) or run.get("strategy") != "scratch":
+        return values
+    return {**values, "run": {key: value for key, value in run.items() if key != "strategy"}}
 
 
 def _build(kind: type[T], values: dict[str, Any], where: str) -> T:

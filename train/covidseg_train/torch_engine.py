@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from covidseg_train.unet import UNet3d
+from covidseg_train.unet import SegmentationNetwork
 
 
 class TorchEngine:
@@ -12,7 +12,7 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, network: UNet3d, *, device: torch.device, precision: str = "fp32") -> None:
+    def __init__(self, network: SegmentationNetwork, *, device: torch.device, precision: str = "fp32") -> None:
         """Wrap a network; ``precision`` is ``fp32`` or ``bf16`` (autocast)."""
         self.precision = precision
         self._network = network.to(device).eval()

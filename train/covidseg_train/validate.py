@@ -11,10 +11,7 @@ from covidseg_runtime.metrics import dice
 from covidseg_runtime.sliding_window import predict_tiled
 from covidseg_runtime.tiling import TilePlan
 from covidseg_train.config import ExperimentConfig
-from covidseg_train.preprocess import PreparedCase
-
-INFECTION_LABEL = 3
-INFECTION_CLASS = 2
+from covidseg_train.preprocess import LESION_LABEL, PreparedCase
 
 
 def predict_classes(engine: Engine, case: PreparedCase, config: ExperimentConfig) -> NDArray[np.uint8]:
@@ -28,8 +25,9 @@ def predict_classes(engine: Engine, case: PreparedCase, config: ExperimentConfig
 
 
 def validate(engine: Engine, cases: Sequence[PreparedCase], config: ExperimentConfig) -> dict[str, float]:
-    """DSC of the infection for each case, by name."""
+    """DSC of the lesion, the last class, for each case, by name."""
+    lesion_class = config.network.classes - 1
     return {
-        case.name: dice(predict_classes(engine, case, config) == INFECTION_CLASS, case.labels == INFECTION_LABEL)
+        case.name: dice(predict_classes(engine, case, config) == lesion_class, case.labels == LESION_LABEL)
         for case in cases
     }

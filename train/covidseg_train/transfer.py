@@ -1,0 +1,145 @@
+"""The strategies: which network, what is loaded into it, what stands still, which learning rates.
+
+The paper (Wang et al. 2021) compares four; their names and details beyond the hybrid encoder are not in the material
+we have, so this is a reading:
+
+- ``scratch``: random weights.
+- ``continual``: everything transferred, everything trained. From a multi-task training the heads are the mean of
+  its tasks' heads.
+- ``body``: encoder and decoder transferred, new heads.
+- ``encoder``: encoder transferred, new decoder and heads.
+- ``hybrid``: the encoder transferred as the adapted encoder beside a new dedicated one; fusion, decoder and heads
+  are new.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from covidseg_runtime.errors import SettingsError
+from covidseg_train.config import ExperimentConfig, TransferConfig
+from covidseg_train.hybrid import HybridEncoderUNet
+from covidseg_train.unet import MultiTaskUNet, SegmentationNetwork, UNet3d
+
+# Part of the source → part of the new network.
+TRANSFERRED_PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "scratch": {},
+        "continual": {"encoder": "encoder", "decoder": "decoder", "heads": "heads"},
+        "body": {"encoder": "encoder", "decoder": "decoder"},
+        "encoder": {"encoder": "encoder"},
+        "hybrid": {"encoder": "adapted_encoder"},
+    }
+)
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What a transfer did, by tensor name.
+
+    Attributes:
+        strategy: The strategy.
+        source: Checkpoint the tensors came from; empty for ``scratch``.
+        loaded: Tensors of the new network that were taken over.
+        new: Tensors that stayed random.
+        skipped: Tensors of the source that nothing took.
+        frozen: Tensors that never train.
+    """
+
+    strategy: str
+    source: str
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    skipped: tuple[str, ...]
+    frozen: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """One line for a log."""
+        counts = (
+            f"{len(self.loaded)} tensors loaded, {len(self.new)} new, {len(self.skipped)} of the source skipped, "
+            f"{len(self.frozen)} frozen"
+        )
+        return f"{self.strategy}: {counts}" + (f" (from {self.source})" if self.source else "")
+
+
+def build_network(config: ExperimentConfig) -> SegmentationNetwork:
+    """The network of an experiment, with random weights.
+
+    Raises:
+        SettingsError: If ``hybrid`` is asked for together with several tasks.
+    """
+    tasks = config.data.tasks()
+    if config.transfer.strategy == "hybrid":
+        if len(tasks) > 1:
+            raise SettingsError(f"The hybrid strategy has one task; data has {', '.join(tasks)}.")
+        return HybridEncoderUNet(config.network, config.transfer.fusion)
+    return MultiTaskUNet(config.network, tasks) if len(tasks) > 1 else UNet3d(config.network)
+
+
+def apply_transfer(network: nn.Module, source: Mapping[str, Tensor], transfer: TransferConfig) -> TransferReport:
+    """Load the promised tensors and freeze the promised ones.
+
+    Args:
+        network: What ``build_network`` gave; changed in place.
+        source: Tensors of the other network (``encoder.…``, ``decoder.…``, ``heads.…``); empty for ``scratch``.
+        transfer: The strategy.
+
+    Raises:
+        SettingsError: If the source has not the promised tensors, or of another shape.
+    """
+    own = network.state_dict()
+    parts = TRANSFERRED_PARTS[transfer.strategy]
+    loaded: dict[str, Tensor] = {}
+    for source_part, own_part in parts.items():
+        for name in (name for name in own if name.startswith(f"{own_part}.")):
+            rest = name.removeprefix(f"{own_part}.")
+            loaded[name] = _promised(source, source_part, rest, own[name].shape)
+    with torch.no_grad():
+        for name, tensor in loaded.items():
+            own[name].copy_(tensor)
+    frozen = _freeze(network, loaded) if transfer.frozen_steps == -1 else ()
+    return TransferReport(
+        strategy=transfer.strategy,
+        source=transfer.checkpoint,
+        loaded=tuple(loaded),
+        new=tuple(name for name in own if name not in loaded),
+        skipped=tuple(name for name in source if not name.startswith(tuple(f"{part}." for part in parts))),
+        frozen=frozen,
+    )
+
+
+def _promised(source: Mapping[str, Tensor], part: str, rest: str, shape: torch.Size) -> Tensor:
+    """One tensor of the source; a head is the mean over the tasks."""
+    named = [source[f"{part}.{rest}"]] if f"{part}.{rest}" in source else []
+    if part == "heads":
+        named += [
+            value for name, value in source.items() if name.startswith("other_heads.") and name.endswith(f".{rest}")
+        ]
+    if not named or named[0].shape != shape:
+        found = f"of shape {tuple(named[0].shape)}" if named else "missing"
+        raise SettingsError(
+            f"{part}.{rest} of shape {tuple(shape)} was to be transferred and is {found} in the source; both trainings "
+            "need the same network."
+        )
+    return named[0] if len(named) == 1 else torch.stack(named).mean(dim=0)
+
+
+def _freeze(network: nn.Module, loaded: Mapping[str, Tensor]) -> tuple[str, ...]:
+    for name, parameter in network.named_parameters():
+        if name in loaded:
+            parameter.requires_grad = False
+    return tuple(loaded)
+
+
+def frozen_modules(network: nn.Module) -> list[nn.Module]:
+    """The normalisations whose weights are frozen; their running statistics must stand still as well."""
+    return [
+        module for module in network.modules() if isinstance(module, nn.BatchNorm3d) and not module.weight.requires_grad
+    ]
