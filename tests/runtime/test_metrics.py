@@ -11,6 +11,7 @@ from covidseg_runtime.metrics import (
     confusion_measures,
     dice,
     hausdorff_mm,
+    measure_case,
     normalised_surface_dice,
 )
 
@@ -85,6 +86,58 @@ def test_confusion_of_eight_hand_counted_voxels():
     assert measures.f1 == pytest.approx(dice(predicted, truth)) == pytest.approx(2 / 3)
     assert measures.accuracy == pytest.approx(6 / 8)
     assert measures.mcc == pytest.approx((2 * 4 - 1) / math.sqrt(3 * 3 * 5 * 5))
+
+
+def test_a_case_is_measured_by_every_measure():
+    predicted, truth = box(slice(2, 5), slice(2, 5), slice(2, 5)), box(slice(2, 5), slice(2, 5), slice(3, 6))
+    measures = measure_case(predicted, truth, SPACING, tolerance_mm=1.0)
+    # Moved by one voxel of 1 mm: 18 of 27 voxels of 6 mm³ are common.
+    assert measures.dsc == measures.f1 == measures.sensitivity == measures.precision == 18 / 27
+    assert measures.nsd == 1.0
+    assert measures.hausdorff95_mm == 1.0
+    assert measures.specificity == (720 - 36) / (720 - 27)
+    assert measures.accuracy == (720 - 18) / 720
+    assert measures.mcc == pytest.approx((18 * 684 - 9 * 9) / (27 * 693))
+    assert measures.predicted_ml == measures.reference_ml == pytest.approx(27 * 0.006)
+    assert measures.volume_error_ml == 0
+
+
+def test_a_case_with_two_empty_masks_has_no_overlap_and_no_distance():
+    measures = measure_case(EMPTY, EMPTY, SPACING, tolerance_mm=3.0)
+    undefined = ("dsc", "nsd", "hausdorff95_mm", "sensitivity", "precision", "f1", "mcc")
+    assert all(math.isnan(getattr(measures, name)) for name in undefined)
+    assert measures.specificity == measures.accuracy == 1.0
+    assert measures.volume_error_ml == 0
+
+
+def test_a_missed_lesion_scores_nothing_and_is_infinitely_far():
+    lesion = box(slice(2, 4), slice(2, 4), slice(2, 4))
+    measures = measure_case(EMPTY, lesion, SPACING, tolerance_mm=3.0)
+    assert measures.dsc == measures.nsd == measures.f1 == measures.sensitivity == 0.0
+    assert measures.hausdorff95_mm == math.inf
+    assert math.isnan(measures.precision)
+    assert math.isnan(measures.mcc)
+    assert measures.specificity == 1.0
+    assert measures.accuracy == (720 - 8) / 720
+    assert measures.volume_error_ml == pytest.approx(-8 * 0.006)
+
+
+def test_a_lesion_where_there_is_none_scores_nothing_and_is_infinitely_far():
+    lesion = box(slice(2, 4), slice(2, 4), slice(2, 4))
+    measures = measure_case(lesion, EMPTY, SPACING, tolerance_mm=3.0)
+    assert measures.dsc == measures.nsd == measures.f1 == measures.precision == 0.0
+    assert measures.hausdorff95_mm == math.inf
+    assert math.isnan(measures.sensitivity)
+    assert math.isnan(measures.mcc)
+    assert measures.specificity == (720 - 8) / 720
+    assert measures.volume_error_ml == pytest.approx(8 * 0.006)
+
+
+def test_a_mask_at_the_edge_of_the_scan_has_a_border_there():
+    whole = np.ones((4, 4, 4), bool)
+    distances = compute_surface_distances(whole, whole, (1.0, 1.0, 1.0))
+    # Six faces of 4 x 4 cells, less what the bevelled edges and corners save.
+    assert 0.8 * 6 * 16 < distances.first_areas_mm2.sum() < 6 * 16
 
 
 def test_different_shapes_are_refused():
