@@ -40,7 +40,7 @@ def read_volume(path: Path) -> Volume:
     Raises:
         VolumeError: If the file is not a 3D CT in HU with a sound geometry.
     """
-    volume = _read(path)
+    volume = read_voxels(path)
     _judge_hounsfield(volume.voxels, path.name)
     return volume
 
@@ -51,7 +51,7 @@ def read_label_map(path: Path) -> Volume:
     Raises:
         VolumeError: If the file is not a 3D volume of whole numbers from 0 to 255.
     """
-    volume = _read(path)
+    volume = read_voxels(path)
     voxels = volume.voxels
     lowest, highest = voxels.min(), voxels.max()
     whole = voxels.dtype.kind in "iu" or bool((voxels == np.rint(voxels)).all())
@@ -60,6 +60,30 @@ def read_label_map(path: Path) -> Volume:
             f"{path.name} holds values from {lowest} to {highest}; a label map has whole numbers from 0 to 255."
         )
     return Volume(voxels.astype(np.uint8), volume.affine)
+
+
+def read_voxels(path: Path) -> Volume:
+    """Read a scan of any values, such as a crop without air or grey levels that a caller turns into HU.
+
+    Raises:
+        VolumeError: If the file is not a whole 3D NIfTI file with a sound geometry.
+    """
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise VolumeError(f"{path.name} ends neither in .nii nor in .nii.gz; give a CT as NIfTI.")
+    if not path.is_file():
+        raise VolumeError(f"{path} is not a file; give the path of a .nii or .nii.gz file.")
+    try:
+        with _open(path) as file:
+            # Read at most what the header promises, so that a small file cannot unfold without end.
+            head = _read_up_to(file, NIFTI2_BYTES)
+            layout = judge_header(head, path.name)
+            buffer = _read_data(file, head, layout, path.name)
+    except (BadGzipFile, EOFError, zlib.error, isal_error) as error:  # type: ignore[misc]  # the stub of isal: an instance
+        raise VolumeError(f"{path.name} is not a whole gzip file ({error}); copy it again.") from error
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read: {error.strerror or error}.") from error
+    voxels = buffer.view(layout.dtype).reshape(layout.shape, order="F")
+    return Volume(_scaled(voxels, layout, path.name), layout.affine)
 
 
 def write_label_map(path: Path, labels: NDArray[np.uint8], like: Volume) -> None:
@@ -128,25 +152,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _read(path: Path) -> Volume:
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise VolumeError(f"{path.name} ends neither in .nii nor in .nii.gz; give a CT as NIfTI.")
-    if not path.is_file():
-        raise VolumeError(f"{path} is not a file; give the path of a .nii or .nii.gz file.")
-    try:
-        with _open(path) as file:
-            # Read at most what the header promises, so that a small file cannot unfold without end.
-            head = _read_up_to(file, NIFTI2_BYTES)
-            layout = judge_header(head, path.name)
-            buffer = _read_data(file, head, layout, path.name)
-    except (BadGzipFile, EOFError, zlib.error, isal_error) as error:  # type: ignore[misc]  # the stub of isal: an instance
-        raise VolumeError(f"{path.name} is not a whole gzip file ({error}); copy it again.") from error
-    except OSError as error:
-        raise VolumeError(f"{path} cannot be read: {error.strerror or error}.") from error
-    voxels = buffer.view(layout.dtype).reshape(layout.shape, order="F")
-    return Volume(_scaled(voxels, layout, path.name), layout.affine)
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,23 @@ from covidseg_runtime.volume_files import read_label_map, read_volume
 from covidseg_train.datasets.dataset import CaseFiles, CaseVolumes
 
 _SAME_PLACE_VOXELS = 0.5  # how far the corners of two grids may lie apart
+
+
+def inner_folder(root: Path, name: str) -> Path:
+    """The folder that an archive brings along, where ``root`` holds it; else ``root``, which then is that folder."""
+    return root / name if (root / name).is_dir() else root
+
+
+def find_nifti(folder: Path, pattern: str) -> dict[str, Path]:
+    """NIfTI files by their names without the ending, in the order of the names; of hidden files (macOS) none.
+
+    Args:
+        folder: Where to look; may be missing.
+        pattern: Glob pattern below ``folder``, without the ending.
+    """
+    paths = (path for ending in (".nii", ".nii.gz") for path in folder.glob(pattern + ending))
+    named = {path.name.removesuffix(".gz").removesuffix(".nii"): path for path in paths if path.name[0] != "."}
+    return dict(sorted(named.items()))
 
 
 def read_nifti_case(files: CaseFiles) -> CaseVolumes:
