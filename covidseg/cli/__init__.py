@@ -23,7 +23,9 @@ _COMMANDS = MappingProxyType(
     {
         "segment": "Label lungs and infection on one chest CT.",
         "evaluate": "Compare a label map with the truth.",
+        "data": "List, fetch, verify and import data sets.",
         "train": "Train a network.",
+        "study": "Compare transfer strategies: sources x strategies x folds.",
         "export": "Turn a training run into a model bundle.",
         "models": "List the model bundles of this installation.",
         "check": "Show what this machine can compute with.",
