@@ -9,17 +9,14 @@ from drawn_chest import write_tiny_experiment
 
 from covidseg_runtime.errors import SettingsError
 from covidseg_train.checkpoint import load_checkpoint
-from covidseg_train.config import load_config
-from covidseg_train.fit import fit
+from covidseg_train.config import SourceConfig, load_config
+from covidseg_train.fit import LAST, fit
+from covidseg_train.transfer import build_network
 
 
 @pytest.fixture
 def experiment(tmp_path):
     return load_config(write_tiny_experiment(tmp_path))
-
-
-def last_tensors(folder):
-    return load_checkpoint(folder / "last.safetensors").tensors
 
 
 def test_a_run_learns_and_leaves_checkpoints_and_logs(experiment, tmp_path):
@@ -33,36 +30,36 @@ def test_a_run_learns_and_leaves_checkpoints_and_logs(experiment, tmp_path):
     assert list((result.run_folder / "tensorboard").iterdir())
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(experiment, tmp_path, monkeypatch):
-    fit(experiment, tmp_path / "whole", device="cpu")
-
-    class StoppedError(Exception):
-        pass
-
-    import covidseg_train.fit as module
-
-    original = module.write_checkpoint
-    written = []
-
-    def write_then_stop(training, path):
-        original(training, path)
-        written.append(path)
-        if len(written) == 2:
-            raise StoppedError
-
-    monkeypatch.setattr(module, "write_checkpoint", write_then_stop)
-    with pytest.raises(StoppedError):
-        fit(experiment, tmp_path / "parts", device="cpu")
-    monkeypatch.setattr(module, "write_checkpoint", original)
-    fit(experiment, tmp_path / "parts", device="cpu")
-    whole, parts = last_tensors(tmp_path / "whole"), last_tensors(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    for name, value in whole.items():
-        assert torch.equal(value, parts[name]), name
+def with_steps(experiment, steps):
+    run = dataclasses.replace(experiment.run, epochs=1, steps_per_epoch=steps)
+    return dataclasses.replace(experiment, run=run, data=dataclasses.replace(experiment.data, validation=()))
 
 
 def test_another_experiment_does_not_overwrite_a_run(experiment, tmp_path):
-    short = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, epochs=1))
-    fit(short, tmp_path / "run", device="cpu")
+    fit(with_steps(experiment, 1), tmp_path / "run", device="cpu")
     with pytest.raises(SettingsError, match="another experiment"):
         fit(experiment, tmp_path / "run", device="cpu")
+
+
+def test_a_run_whose_data_have_moved_goes_on(experiment, tmp_path):
+    fit(with_steps(experiment, 2), tmp_path / "run", device="cpu")
+    log = (tmp_path / "run" / "log.csv").read_bytes()
+    (tmp_path / "moved").mkdir()
+    for path in tmp_path.glob("case_*"):
+        path.rename(tmp_path / "moved" / path.name)
+    data = dataclasses.replace(experiment.data, root=str(tmp_path / "moved"))
+    fit(with_steps(dataclasses.replace(experiment, data=data), 2), tmp_path / "run", device="cpu")
+    assert (tmp_path / "run" / "log.csv").read_bytes() == log
+
+
+def test_two_tasks_are_trained_in_one_run(experiment, tmp_path):
+    source = SourceConfig("covid-19-ct-seg-rebuilt", experiment.data.root, ("case_b",), task="tumour")
+    data = dataclasses.replace(experiment.data, sources=(source,))
+    config = with_steps(dataclasses.replace(experiment, data=data), 8)
+    fit(config, tmp_path / "run", device="cpu")
+    weights = load_checkpoint(tmp_path / "run" / LAST).part("network")
+    torch.manual_seed(config.run.seed)
+    fresh = build_network(config).state_dict()
+    assert weights.keys() == fresh.keys()
+    for name in ("encoder.stages.0.0.0.weight", "heads.0.weight", "other_heads.tumour.0.weight"):
+        assert not torch.equal(weights[name], fresh[name]), name

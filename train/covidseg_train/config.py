@@ -8,6 +8,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from covidseg_runtime.errors import SettingsError
@@ -345,7 +346,7 @@ def config_from_dict(values: dict[str, Any]) -> ExperimentConfig:
     Raises:
         SettingsError: If a section or key is unknown, missing or of the wrong kind.
     """
-    return _build(ExperimentConfig, _from_version_1(values), "the experiment")
+    return build_from_dict(ExperimentConfig, _from_version_1(values), "the experiment")
 
 
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
@@ -356,8 +357,12 @@ def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "run": {key: value for key, value in run.items() if key != "strategy"}}
 
 
-def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """Build a dataclass from a dict, its fields being numbers, strings, tuples or dataclasses."""
+def build_from_dict(kind: type[T], values: dict[str, Any], where: str) -> T:
+    """Build a dataclass from a dict, its fields being numbers, strings, tuples or dataclasses.
+
+    Raises:
+        SettingsError: If a key is unknown, missing or of the wrong kind; ``where`` names the section.
+    """
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -369,10 +374,10 @@ def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
 
 
 def _convert(annotation: Any, value: Any, name: str) -> Any:  # noqa: ANN401  (any field type, any TOML value)
+    if get_origin(annotation) is UnionType:  # a section that may be missing; a file cannot say None
+        (annotation,) = (kind for kind in get_args(annotation) if kind is not NoneType)
     if dataclasses.is_dataclass(annotation):
-        if not isinstance(value, dict):
-            raise SettingsError(f"[{name}] must be a section, {value!r} was given.")
-        return _build(annotation, value, f"[{name}]")  # type: ignore[arg-type]
+        return _section(annotation, value, name)
     if get_origin(annotation) is Literal:
         if value not in get_args(annotation):
             raise SettingsError(f"{name} is {value!r}; one of {', '.join(map(str, get_args(annotation)))} fits.")
@@ -390,6 +395,12 @@ def _convert(annotation: Any, value: Any, name: str) -> Any:  # noqa: ANN401  (a
     if not (type(value) is annotation or number_for_float):
         raise SettingsError(f"{name} is {value!r}; a value of type {annotation.__name__} is expected.")
     return float(value) if number_for_float else value
+
+
+def _section(kind: Any, value: Any, name: str) -> Any:  # noqa: ANN401  (any dataclass, any TOML value)
+    if not isinstance(value, dict):
+        raise SettingsError(f"[{name}] must be a section, {value!r} was given.")
+    return build_from_dict(kind, value, f"[{name}]")
 
 
 def _listed(value: Any) -> Any:  # noqa: ANN401  (any plain value)

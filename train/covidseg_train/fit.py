@@ -28,7 +28,7 @@ from covidseg_train.config import ALL_CASES, DataConfig, ExperimentConfig, Sourc
 from covidseg_train.datasets.catalog import get_dataset
 from covidseg_train.datasets.dataset import find_named_cases
 from covidseg_train.device import Precision, choose_device, choose_precision
-from covidseg_train.distributed import Ranks, process_group
+from covidseg_train.distributed import Ranks, process_group, sum_over_ranks
 from covidseg_train.interruption import StopWish, stop_on_signals
 from covidseg_train.losses import DeepSupervisionLoss
 from covidseg_train.patches import Batch, PatchSampler, TrainingSet
@@ -36,7 +36,13 @@ from covidseg_train.preprocess import PreparedCase, prepare_case
 from covidseg_train.run_log import RunLog
 from covidseg_train.schedule import poly_learning_rate
 from covidseg_train.torch_engine import TorchEngine
-from covidseg_train.transfer import TRANSFERRED_PARTS, apply_transfer, build_network, frozen_modules
+from covidseg_train.transfer import (
+    TRANSFERRED_PARTS,
+    TransferReport,
+    apply_transfer,
+    build_network,
+    still_normalisations,
+)
 from covidseg_train.unet import SegmentationNetwork
 from covidseg_train.validate import validate
 
@@ -76,6 +82,7 @@ class Training:
     precision: Precision
     progress: Progress
     ranks: Ranks
+    transfer: TransferReport
 
 
 def fit(config: ExperimentConfig, run_folder: Path, *, device: str = "auto") -> FitResult:
@@ -111,27 +118,40 @@ def run_epochs(
         run_folder, config.run, first_step=training.progress.step, device=training.device, ranks=training.ranks
     )
     with log, stop_on_signals() as wish:
+        log.note(training.transfer.summary())
         while training.progress.step < config.run.steps:
-            began, first_step = time.monotonic(), training.progress.step
+            first_step, began, cpu_began = training.progress.step, time.monotonic(), time.process_time()
             loss = train_epoch(training, sampler, log, wish)
             seconds = time.monotonic() - began
-            training.progress = replace(training.progress, seconds=training.progress.seconds + seconds)
+            training.progress = replace(
+                training.progress,
+                seconds=training.progress.seconds + seconds,
+                cpu_seconds=training.progress.cpu_seconds + time.process_time() - cpu_began,
+            )
             if training.progress.step % config.run.steps_per_epoch:  # stopped before the epoch's end
                 write_checkpoint(training, run_folder / LAST)
                 raise KeyboardInterrupt
-            score = validation_score(training, validation_cases)
-            is_best = score is not None and score > (training.progress.best_score or -1.0)
-            if is_best:
-                training.progress = replace(training.progress, best_score=score)
-            write_checkpoint(training, run_folder / LAST)
-            if is_best or not validation_cases:
-                write_checkpoint(training, run_folder / BEST)
+            score = finish_epoch(training, validation_cases, run_folder)
             samples = (training.progress.step - first_step) * config.patches.batch_size
             log.epoch(
                 training.progress, training.optimiser, loss=loss, score=score, samples_per_second=samples / seconds
             )
-            if wish.is_made:
+            # A signal reaches the ranks at different moments; all stop where one was asked to.
+            if sum_over_ranks(torch.tensor(float(wish.is_made), device=training.device)) > 0:
                 raise KeyboardInterrupt
+
+
+def finish_epoch(training: Training, validation_cases: Sequence[PreparedCase], run_folder: Path) -> float | None:
+    """Validate where it is due and write the checkpoints; the score comes back."""
+    score = validation_score(training, validation_cases)
+    is_best = score is not None and score > (training.progress.best_score or -1.0)
+    if is_best:
+        training.progress = replace(training.progress, best_score=score)
+    # The last one comes last: a run killed between the two repeats the epoch and finds the same best again.
+    if is_best or not validation_cases:
+        write_checkpoint(training, run_folder / BEST)
+    write_checkpoint(training, run_folder / LAST)
+    return score
 
 
 def start_training(config: ExperimentConfig, device: torch.device, run_folder: Path, ranks: Ranks) -> Training:
@@ -143,8 +163,7 @@ def start_training(config: ExperimentConfig, device: torch.device, run_folder: P
         )
     torch.manual_seed(config.run.seed)
     network = build_network(config)
-    is_resumed = (run_folder / LAST).exists()
-    transfer_weights(network, config, run_folder if ranks.is_first and not is_resumed else None)
+    transfer = transfer_weights(network, config)
     network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # stub lacks it
     training = Training(
         config=config,
@@ -157,21 +176,21 @@ def start_training(config: ExperimentConfig, device: torch.device, run_folder: P
         precision=choose_precision(config.run.precision, device),
         progress=Progress(),
         ranks=ranks,
+        transfer=transfer,
     )
-    if is_resumed:
+    if (run_folder / LAST).exists():
         resume(training, run_folder / LAST)
     elif ranks.is_first:
         write_json(run_folder / "config.json", config.to_dict())
+        write_json(run_folder / "transfer.json", transfer.to_dict())
     training.forward = wrap_network(network, config, device, ranks)
     return training
 
 
-def transfer_weights(network: SegmentationNetwork, config: ExperimentConfig, run_folder: Path | None) -> None:
-    """Apply the strategy; what was loaded, skipped and frozen is stored in ``run_folder`` where one is given."""
+def transfer_weights(network: SegmentationNetwork, config: ExperimentConfig) -> TransferReport:
+    """Read the checkpoint that the strategy names, and apply the strategy."""
     source = load_weights(Path(config.transfer.checkpoint)) if config.transfer.checkpoint else {}
-    report = apply_transfer(network, source, config.transfer)
-    if run_folder is not None:
-        write_json(run_folder / "transfer.json", report.to_dict())
+    return apply_transfer(network, source, config.transfer)
 
 
 def wrap_network(
@@ -230,9 +249,14 @@ def resume(training: Training, last: Path) -> None:
 
 
 def without_places(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment without the folders of this machine."""
+    """The experiment without the folders of this machine; of a checkpoint, its run's name stays."""
     sources = tuple(replace(source, root="") for source in config.data.sources)
-    return replace(config, data=replace(config.data, root="", cache="", sources=sources))
+    checkpoint = "/".join(Path(config.transfer.checkpoint).parts[-2:])
+    return replace(
+        config,
+        data=replace(config.data, root="", cache="", sources=sources),
+        transfer=replace(config.transfer, checkpoint=checkpoint),
+    )
 
 
 def load_training_sets(data: DataConfig, config: ExperimentConfig) -> list[TrainingSet]:
@@ -255,9 +279,6 @@ def load_cases(source: SourceConfig | DataConfig, names: Sequence[str], config: 
 
 def train_epoch(training: Training, sampler: PatchSampler, log: RunLog, wish: StopWish) -> float:
     """Run the steps that are left of the epoch, or until somebody asks to stop; the mean loss of these steps."""
-    training.network.train()
-    for module in frozen_modules(training.network):
-        module.eval()
     losses = []
     while True:
         losses.append(train_step(training, sampler.batch(training.progress.step)))
@@ -271,6 +292,9 @@ def train_epoch(training: Training, sampler: PatchSampler, log: RunLog, wish: St
 def train_step(training: Training, batch: Batch) -> Tensor:
     """One batch forward and back, one step of the optimiser; the loss stays on the device."""
     settings, step = training.config.optimiser, training.progress.step
+    training.network.train()
+    for module in still_normalisations(training.network, training.config.transfer, step):
+        module.eval()
     set_learning_rates(training, step)
     images = batch.images.contiguous(memory_format=torch.channels_last_3d)
     with torch.autocast(training.device.type, torch.bfloat16, enabled=training.precision == "bf16"):

@@ -16,7 +16,7 @@ from covidseg_train.checkpoint import Progress
 from covidseg_train.config import RunConfig
 from covidseg_train.distributed import Ranks
 
-COLUMNS = ("epoch", "step", "seconds", "learning_rate", "loss", "validation_dsc", "samples_per_second")
+COLUMNS = ("epoch", "step", "seconds", "cpu_seconds", "learning_rate", "loss", "validation_dsc", "samples_per_second")
 # Reading the loss of a GPU waits for it.
 GPU_STEPS_A_READING = 10
 
@@ -69,6 +69,11 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
 
+    def note(self, line: str) -> None:
+        """Show one line above the bar."""
+        if not self._is_silent:
+            self._console.print(line, highlight=False)
+
     def step(self, loss: Tensor) -> None:
         """Move the bar by one optimiser step."""
         self._step += 1
@@ -83,6 +88,7 @@ class RunLog:
             "epoch": progress.step // self._run.steps_per_epoch,
             "step": progress.step,
             "seconds": round(progress.seconds, 1),
+            "cpu_seconds": round(progress.cpu_seconds, 1),
             "learning_rate": optimiser.param_groups[0]["lr"],
             "loss": loss,
             "validation_dsc": score,

@@ -12,7 +12,7 @@ we have, so this is a reading:
   are new.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
@@ -95,12 +95,13 @@ def apply_transfer(network: nn.Module, source: Mapping[str, Tensor], transfer: T
         SettingsError: If the source has not the promised tensors, or of another shape.
     """
     own = network.state_dict()
-    parts = TRANSFERRED_PARTS[transfer.strategy]
     loaded: dict[str, Tensor] = {}
-    for source_part, own_part in parts.items():
+    taken: set[str] = set()
+    for source_part, own_part in TRANSFERRED_PARTS[transfer.strategy].items():
         for name in (name for name in own if name.startswith(f"{own_part}.")):
-            rest = name.removeprefix(f"{own_part}.")
-            loaded[name] = _promised(source, source_part, rest, own[name].shape)
+            names = _source_names(source, source_part, name.removeprefix(f"{own_part}."))
+            loaded[name] = _promised(source, names, own[name].shape)
+            taken.update(names)
     with torch.no_grad():
         for name, tensor in loaded.items():
             own[name].copy_(tensor)
@@ -110,25 +111,27 @@ def apply_transfer(network: nn.Module, source: Mapping[str, Tensor], transfer: T
         source=transfer.checkpoint,
         loaded=tuple(loaded),
         new=tuple(name for name in own if name not in loaded),
-        skipped=tuple(name for name in source if not name.startswith(tuple(f"{part}." for part in parts))),
+        skipped=tuple(name for name in source if name not in taken),
         frozen=frozen,
     )
 
 
-def _promised(source: Mapping[str, Tensor], part: str, rest: str, shape: torch.Size) -> Tensor:
-    """One tensor of the source; a head is the mean over the tasks."""
-    named = [source[f"{part}.{rest}"]] if f"{part}.{rest}" in source else []
-    if part == "heads":
-        named += [
-            value for name, value in source.items() if name.startswith("other_heads.") and name.endswith(f".{rest}")
-        ]
-    if not named or named[0].shape != shape:
-        found = f"of shape {tuple(named[0].shape)}" if named else "missing"
+def _source_names(source: Mapping[str, Tensor], part: str, rest: str) -> list[str]:
+    """The tensors of the source that make one of the new network; of a head, that of every task."""
+    others = [name for name in source if name.startswith("other_heads.") and name.endswith(f".{rest}")]
+    return [f"{part}.{rest}", *(others if part == "heads" else [])]
+
+
+def _promised(source: Mapping[str, Tensor], names: Sequence[str], shape: torch.Size) -> Tensor:
+    """The named tensor of the source, or the mean of several."""
+    first = source.get(names[0])
+    if first is None or first.shape != shape:
+        found = "missing" if first is None else f"of shape {tuple(first.shape)}"
         raise SettingsError(
-            f"{part}.{rest} of shape {tuple(shape)} was to be transferred and is {found} in the source; both trainings "
+            f"{names[0]} of shape {tuple(shape)} was to be transferred and is {found} in the source; both trainings "
             "need the same network."
         )
-    return named[0] if len(named) == 1 else torch.stack(named).mean(dim=0)
+    return first if len(names) == 1 else torch.stack([source[name] for name in names]).mean(dim=0)
 
 
 def _freeze(network: nn.Module, loaded: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -138,8 +141,10 @@ def _freeze(network: nn.Module, loaded: Mapping[str, Tensor]) -> tuple[str, ...]
     return tuple(loaded)
 
 
-def frozen_modules(network: nn.Module) -> list[nn.Module]:
-    """The normalisations whose weights are frozen; their running statistics must stand still as well."""
-    return [
-        module for module in network.modules() if isinstance(module, nn.BatchNorm3d) and not module.weight.requires_grad
-    ]
+def still_normalisations(network: nn.Module, transfer: TransferConfig, step: int) -> list[nn.Module]:
+    """The batch normalisations of the parts that stand still at a step: their running statistics must as well."""
+    if 0 <= transfer.frozen_steps <= step:
+        return []
+    parts = tuple(f"{part}." for part in TRANSFERRED_PARTS[transfer.strategy].values())
+    named = network.named_modules()
+    return [module for name, module in named if isinstance(module, nn.BatchNorm3d) and name.startswith(parts)]
