@@ -1,0 +1,330 @@
+"""Sources × strategies × folds, cell by cell: what is done stays done, several processes share the work.
+
+Every cell is a folder with a training in it and ``measures.json`` once it is finished. A process takes a cell by a
+lock that its end releases, however it ends; start the command again, or several times at once, to go on.
+"""
+
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from covidseg_runtime.errors import SettingsError
+from covidseg_runtime.metrics import CaseMeasures
+from covidseg_runtime.volume_files import write_json
+from covidseg_train.config import DataConfig, ExperimentConfig, SourceConfig, Strategy, TransferConfig
+from covidseg_train.datasets.catalog import get_dataset
+from covidseg_train.datasets.dataset import find_named_cases
+from covidseg_train.fit import LAST, fit
+from covidseg_train.simulated_infection import write_simulated_cases
+from covidseg_train.study_config import LesionSource, StudyConfig
+from covidseg_train.validate import measure_checkpoint
+
+SCRATCH_SOURCE = "none"
+MEASURES = "measures.json"
+RESULTS, CURVES = "results.csv", "curves.csv"
+TASK = "lesion"
+_WAIT_SECONDS = 5.0
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the study.
+
+    Attributes:
+        source: Name of the source; ``none`` for scratch.
+        strategy: A transfer strategy, or ``joint``.
+        fold: Index of the fold.
+    """
+
+    source: str
+    strategy: Strategy | Literal["joint"]
+    fold: int
+
+    @property
+    def folder_name(self) -> str:
+        """Folder of the cell below ``cells``."""
+        return f"fold{self.fold}-{self.strategy}-{self.source}"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study finds and leaves things.
+
+    Attributes:
+        study: The study's own folder.
+        data: The data root.
+    """
+
+    study: Path
+    data: Path
+
+    def cell(self, cell: Cell) -> Path:
+        """Folder of a cell."""
+        return self.study / "cells" / cell.folder_name
+
+    def pretraining(self, source: str) -> Path:
+        """Folder of a source's pre-training."""
+        return self.study / "pretraining" / source
+
+    def simulated(self) -> Path:
+        """Folder of the simulated cases."""
+        return self.study / "simulated"
+
+
+def run_study(study: StudyConfig, places: Places, *, device: str = "auto", report: Report) -> None:
+    """Run what is left of a study, then write its results.
+
+    Args:
+        study: The study.
+        places: Folders.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
+        report: Gets one line a finished piece of work.
+
+    Raises:
+        SettingsError: If the folder holds another study.
+        VolumeError: If a case is missing or unsuitable.
+    """
+    places.study.mkdir(parents=True, exist_ok=True)
+    require_same_study(study, places)
+    make_simulated_cases(study, places)
+    cells = list_cells(study)
+    while open_cells := [cell for cell in cells if not (places.cell(cell) / MEASURES).is_file()]:
+        worked = pretrain_what_is_free(study, places, device, report)
+        worked |= train_what_is_free(study, places, open_cells, device, report)
+        if not worked:
+            time.sleep(_WAIT_SECONDS)  # other processes hold all that is left
+    collect_results(study, places)
+
+
+def require_same_study(study: StudyConfig, places: Places) -> None:
+    """Write the study down in its folder, or compare it with the one that stands there.
+
+    Raises:
+        SettingsError: If they differ: cells of two studies must not end in one table.
+    """
+    path, values = places.study / "study.json", json.loads(json.dumps(asdict(study)))
+    with claim(places.study / "study.lock", wait=True):
+        if not path.is_file():
+            write_json(path, values)
+        elif json.loads(path.read_text("utf-8")) != values:
+            raise SettingsError(f"{places.study} holds another study than {study.name} as it is now; give another -o.")
+
+
+def list_cells(study: StudyConfig) -> tuple[Cell, ...]:
+    """Every cell, fold by fold, so that a study that was stopped early has whole folds."""
+    return tuple(
+        cell
+        for fold in range(len(study.folds))
+        for cell in (
+            Cell(SCRATCH_SOURCE, "scratch", fold),
+            *(Cell(name, "joint", fold) for name in study.joint),
+            *(Cell(source.name, strategy, fold) for source in study.sources for strategy in study.strategies),
+        )
+    )
+
+
+def make_simulated_cases(study: StudyConfig, places: Places) -> None:
+    """Simulate the cases of the study once."""
+    done = places.simulated() / "done.json"
+    if study.simulation is None:
+        return
+    with claim(places.study / "simulated.lock", wait=True):
+        if done.is_file():
+            return
+        hosts = [places.data / host for host in study.simulation.hosts]
+        places.simulated().mkdir(exist_ok=True)
+        write_simulated_cases(hosts, places.simulated(), per_host=study.simulation.per_host, seed=study.simulation.seed)
+        write_json(done, asdict(study.simulation))
+
+
+def pretrain_what_is_free(study: StudyConfig, places: Places, device: str, report: Report) -> bool:
+    """Run the pre-trainings that nobody has done or is doing; whether there was one."""
+    worked = False
+    for source in study.sources:
+        folder = places.pretraining(source.name)
+        if is_pretrained(folder):
+            continue
+        with claim(folder.with_suffix(".lock")) as is_mine:
+            if not is_mine or is_pretrained(folder):
+                continue
+            began = time.monotonic()
+            fit(pretraining_experiment(study, places, source), folder, device=device)
+            write_json(folder / "done.json", {"source": source.name})
+            report(f"pre-trained on {source.name} in {time.monotonic() - began:.0f} s")
+            worked = True
+    return worked
+
+
+def is_pretrained(folder: Path) -> bool:
+    """Whether a pre-training has come to its end."""
+    return (folder / "done.json").is_file()
+
+
+def train_what_is_free(study: StudyConfig, places: Places, cells: Sequence[Cell], device: str, report: Report) -> bool:
+    """Run the cells that can be run and that nobody has done or is doing; whether there was one."""
+    worked = False
+    for cell in cells:
+        folder = places.cell(cell)
+        needs_weights = cell.strategy not in ("scratch", "joint")
+        if needs_weights and not is_pretrained(places.pretraining(cell.source)):
+            continue
+        with claim(folder.with_suffix(".lock")) as is_mine:
+            if not is_mine or (folder / MEASURES).is_file():
+                continue
+            run_cell(study, places, cell, device)
+            report(describe_cell(places, cell, len(list_cells(study))))
+            worked = True
+    return worked
+
+
+def run_cell(study: StudyConfig, places: Places, cell: Cell, device: str) -> None:
+    """Train one cell and measure it on every case it has not seen."""
+    folder, experiment = places.cell(cell), cell_experiment(study, places, cell)
+    fit(experiment, folder, device=device)
+    tested = [name for name in study.target.cases if name not in study.folds[cell.fold].train]
+    dataset = get_dataset(study.target.dataset)
+    files = find_named_cases(dataset, Path(experiment.data.root), tuple(tested))
+    # The last checkpoint, not the best: the curve's cases are test cases and must select nothing.
+    measures = measure_checkpoint(folder / LAST, dataset, files, device=device)
+    write_json(folder / MEASURES, {name: as_numbers(one) for name, one in measures.items()})
+
+
+def describe_cell(places: Places, cell: Cell, count: int) -> str:
+    """One line on a finished cell."""
+    measures = read_measures(places, cell)
+    done = len(list((places.study / "cells").glob(f"*/{MEASURES}")))
+    dsc = [value for one in measures.values() if (value := one["dsc"]) is not None]
+    mean = f"{sum(dsc) / len(dsc):.3f}" if dsc else "–"
+    return f"[{done}/{count}] fold {cell.fold} {cell.strategy} from {cell.source}: mean DSC {mean}"
+
+
+def as_numbers(measures: CaseMeasures) -> dict[str, float | None]:
+    """The measures of a case for JSON, which has neither NaN nor infinity: None and 1e9."""
+    return {
+        name: None if value != value else min(max(value, -1e9), 1e9)  # noqa: PLR0124  (NaN is not itself)
+        for name, value in asdict(measures).items()
+    }
+
+
+def pretraining_experiment(study: StudyConfig, places: Places, source: LesionSource) -> ExperimentConfig:
+    """The pre-training of one source; tasks of its sets get heads of their own."""
+    first, *others = (placed(one, places) for one in source.sets)
+    data = DataConfig(
+        dataset=first.dataset,
+        root=first.root,
+        train=first.train,
+        cache=str(places.study / "cache"),
+        target="lesion",
+        task=first.task,
+        weight=first.weight,
+        sources=tuple(others),
+    )
+    return _experiment(study, f"{study.name}-{source.name}", data, pretraining=True)
+
+
+def cell_experiment(study: StudyConfig, places: Places, cell: Cell) -> ExperimentConfig:
+    """The training of one cell."""
+    fold = study.folds[cell.fold]
+    joined: tuple[SourceConfig, ...] = ()
+    if cell.strategy == "joint":
+        source = next(source for source in study.sources if source.name == cell.source)
+        joined = tuple(replace(placed(one, places), task=TASK) for one in source.sets)
+    data = DataConfig(
+        dataset=study.target.dataset,
+        root=str(places.data / study.target.root),
+        train=fold.train,
+        validation=fold.curve,
+        cache=str(places.study / "cache"),
+        target="lesion",
+        task=TASK,
+        sources=joined,
+    )
+    experiment = _experiment(study, f"{study.name}-{cell.folder_name}", data, pretraining=False)
+    if cell.strategy == "scratch" or cell.strategy == "joint":
+        return experiment
+    checkpoint = places.pretraining(cell.source) / LAST
+    return replace(experiment, transfer=TransferConfig(cell.strategy, str(checkpoint)))
+
+
+def _experiment(study: StudyConfig, name: str, data: DataConfig, *, pretraining: bool) -> ExperimentConfig:
+    return ExperimentConfig(
+        name=name,
+        data=data,
+        grid=study.grid,
+        network=study.network,
+        patches=study.patches,
+        augmentation=study.augmentation,
+        optimiser=study.optimiser,
+        run=study.pretraining if pretraining else study.fine_tuning,
+        tiles=study.tiles,
+    )
+
+
+def placed(source: SourceConfig, places: Places) -> SourceConfig:
+    """A set with the folder it has on this machine."""
+    if get_dataset(source.dataset).is_simulated:
+        return replace(source, root=str(places.simulated()))
+    return replace(source, root=str(places.data / source.root))
+
+
+def collect_results(study: StudyConfig, places: Places) -> None:
+    """Write every finished cell's measures and curve as two long CSV files."""
+    finished = [cell for cell in list_cells(study) if (places.cell(cell) / MEASURES).is_file()]
+    results, curves = [], []
+    for cell in finished:
+        fold = study.folds[cell.fold]
+        key = {"source": cell.source, "strategy": cell.strategy, "shots": len(fold.train), "fold": cell.fold}
+        log = read_log(places.cell(cell))
+        spent = {"train_seconds": log[-1]["seconds"], "train_cpu_seconds": log[-1]["cpu_seconds"]}
+        results += [
+            {**key, "case": case, **measures, **spent} for case, measures in read_measures(places, cell).items()
+        ]
+        curves += [
+            {**key, **{name: row[name] for name in ("step", "seconds", "cpu_seconds", "validation_dsc")}}
+            for row in log
+            if row["validation_dsc"]
+        ]
+    write_csv(places.study / RESULTS, results)
+    write_csv(places.study / CURVES, curves)
+
+
+def read_measures(places: Places, cell: Cell) -> dict[str, dict[str, float | None]]:
+    """The measures of a finished cell by case."""
+    measures: dict[str, dict[str, float | None]] = json.loads((places.cell(cell) / MEASURES).read_text("utf-8"))
+    return measures
+
+
+def read_log(folder: Path) -> list[dict[str, str]]:
+    """The lines of a training's log."""
+    with (folder / "log.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows of the same keys; an absent number is an empty field."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+
+
+@contextmanager
+def claim(lock: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file while the block runs; whether it was free. The end of the process releases it."""
+    import fcntl
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
