@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -244,3 +245,25 @@ def test_the_shipped_paper_study_is_the_benchmark_s_protocol():
     assert single["multi-lesion"] == sum((sets for name, sets in single.items() if name != "multi-lesion"), ())
     assert study.network == BENCHMARK_SPEC
     assert study.patches.shape == (56, 160, 192)
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"),
+    [
+        ("few-shot-batch", {"network"}),
+        ("few-shot-concatenation", {"fusion"}),
+        ("few-shot-frozen", {"frozen_steps"}),
+    ],
+)
+def test_an_ablation_extends_the_study_and_changes_one_thing(name, difference):
+    base, ablation = asdict(load_study("few-shot")), asdict(load_study(name))
+    selection = {"name", "sources", "strategies", "joint"}
+    assert {key for key in base if base[key] != ablation[key]} - selection == difference
+    assert ablation["network"]["widths"] == base["network"]["widths"]
+
+
+def test_a_study_that_extends_itself_is_refused(tmp_path):
+    path = tmp_path / "few-shot.toml"
+    path.write_text(f'extends = "{path}"\n', encoding="utf-8")
+    with pytest.raises(SettingsError, match="extends itself"):
+        load_study(path)

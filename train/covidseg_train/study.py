@@ -249,8 +249,9 @@ def cell_experiment(study: StudyConfig, places: Places, cell: Cell) -> Experimen
     experiment = _experiment(study, f"{study.name}-{cell.folder_name}", data, pretraining=False)
     if cell.strategy == "scratch" or cell.strategy == "joint":
         return experiment
-    checkpoint = places.pretraining(cell.source) / LAST
-    return replace(experiment, transfer=TransferConfig(cell.strategy, str(checkpoint)))
+    checkpoint = str(places.pretraining(cell.source) / LAST)
+    transfer = TransferConfig(cell.strategy, checkpoint, study.fusion, study.frozen_steps, study.rate_factor)
+    return replace(experiment, transfer=transfer)
 
 
 def _experiment(study: StudyConfig, name: str, data: DataConfig, *, pretraining: bool) -> ExperimentConfig:

@@ -7,7 +7,7 @@ are those of an experiment. Folders are below the data root, that of simulated c
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from covidseg_runtime.errors import SettingsError
 from covidseg_train.config import (
@@ -22,6 +22,7 @@ from covidseg_train.config import (
     TileConfig,
     build_from_dict,
 )
+from covidseg_train.hybrid import Fusion
 from covidseg_train.unet import UNetSpec
 
 STUDIES_FOLDER = CONFIGS_FOLDER / "studies"
@@ -94,6 +95,9 @@ class StudyConfig:
     Attributes:
         strategies: Those compared; ``scratch`` is always run.
         joint: Sources that are also trained on together with the target, all lesions one class.
+        fusion: Of ``hybrid``, as in an experiment.
+        frozen_steps: Of every strategy but ``scratch``, as in an experiment.
+        rate_factor: Likewise.
         pretraining: Length and seed of a pre-training.
         fine_tuning: Length and seed of a training on a fold.
     """
@@ -106,6 +110,9 @@ class StudyConfig:
     fine_tuning: RunConfig
     strategies: tuple[Strategy, ...] = ("continual", "body", "encoder", "hybrid")
     joint: tuple[str, ...] = ()
+    fusion: Fusion = "selective"
+    frozen_steps: int = 0
+    rate_factor: float = 1.0
     simulation: SimulationConfig | None = None
     grid: GridConfig = field(default_factory=GridConfig)
     network: UNetSpec = field(default_factory=UNetSpec)
@@ -131,12 +138,18 @@ class StudyConfig:
 def load_study(name_or_path: str | Path) -> StudyConfig:
     """Read a study.
 
+    A file may say ``extends = "few-shot"``: it then takes over what it does not say itself, section by section.
+
     Args:
         name_or_path: Name of a shipped study or path of a TOML file.
 
     Raises:
         SettingsError: If there is no such study, or the file is not valid.
     """
+    return build_from_dict(StudyConfig, _read_values(name_or_path), "the study")
+
+
+def _read_values(name_or_path: str | Path) -> dict[str, Any]:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = STUDIES_FOLDER / f"{name_or_path}.toml"
@@ -147,4 +160,18 @@ def load_study(name_or_path: str | Path) -> StudyConfig:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not a TOML file: {error}.") from error
-    return build_from_dict(StudyConfig, values, "the study")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if base in (str(name_or_path), path.stem):
+        raise SettingsError(f"{path} extends itself; name another study.")
+    return _overlaid(_read_values(base), values)
+
+
+def _overlaid(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The base with values in place of its own; sections are laid over each other, lists are replaced."""
+    laid = {
+        key: _overlaid(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in values.items()
+    }
+    return {**base, **laid}
