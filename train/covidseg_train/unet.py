@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from covidseg_runtime.errors import SettingsError
+from covidseg_train.instance_norm import InstanceNorm
 
 Triple = tuple[int, int, int]
 Normalisation = Literal["instance", "batch"]
@@ -102,7 +103,7 @@ class ConvBlock(nn.Sequential):
 def _normalisation(kind: Normalisation, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm3d(channels, eps=1e-5)
-    return nn.InstanceNorm3d(channels, eps=1e-5, affine=True)
+    return InstanceNorm(channels, eps=1e-5, affine=True)
 
 
 class Encoder(nn.Module):
