@@ -69,7 +69,8 @@ def judge_header(raw: bytes, name: str) -> NiftiLayout:
     offset = float(header["vox_offset"])
     if not (math.isfinite(offset) and len(header.binaryblock) <= offset < 2**24):
         raise VolumeError(f"{name}: the header says that voxels begin at byte {offset}; the file is damaged.")
-    return NiftiLayout(shape, dtype, int(offset), slope, intercept, _judge_affine(header, name))
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused in a sentence
+        return NiftiLayout(shape, dtype, int(offset), slope, intercept, _judge_affine(header, name))
 
 
 def _parse(raw: bytes, name: str) -> Nifti1Header:

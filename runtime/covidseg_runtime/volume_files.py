@@ -199,9 +199,10 @@ def _scaled(voxels: NDArray[Any], layout: NiftiLayout, name: str) -> NDArray[Any
             if shift == 0:
                 return native.astype(np.int16, copy=False)
             return (native.astype(np.int32) + shift).astype(np.int16)
-    scaled = native.astype(np.float32)
-    scaled *= np.float32(layout.slope)
-    scaled += np.float32(layout.intercept)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, in a sentence
+        scaled = native.astype(np.float32)
+        scaled *= np.float32(layout.slope)
+        scaled += np.float32(layout.intercept)
     if not math.isfinite(float(scaled.min()) + float(scaled.max())):
         raise VolumeError(f"{name} holds values beyond any HU after scaling; a CT in HU is expected.")
     return scaled

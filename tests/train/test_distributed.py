@@ -88,6 +88,13 @@ def experiment(folder):
 @pytest.fixture(scope="module")
 def alone(experiment, folder):
     """The training of one process: gradients and loss of its first step, and the whole training."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the ranks have: another number adds up in another order
+    yield train_alone(experiment, folder)
+    torch.set_num_threads(threads)
+
+
+def train_alone(experiment, folder):
     config = load_config(experiment)
     (folder / "alone").mkdir()
     training = start_training(config, torch.device("cpu"), folder / "alone", Ranks())
