@@ -5,16 +5,15 @@ Shipped experiments lie in ``configs/`` and are known by their file name (``quic
 """
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal
 
 from covidseg_runtime.errors import SettingsError
 from covidseg_runtime.intensity import HounsfieldScaling
 from covidseg_train.datasets.catalog import get_dataset
 from covidseg_train.hybrid import Fusion
+from covidseg_train.toml_files import build_from_dict, read_toml
 from covidseg_train.unet import UNetSpec
 
 CONFIGS_FOLDER = Path(__file__).parent / "configs"
@@ -25,8 +24,6 @@ Strategy = Literal["scratch", "continual", "body", "encoder", "hybrid"]
 Target = Literal["lung_and_lesion", "lesion"]
 CLASSES_OF_TARGET = {"lung_and_lesion": 3, "lesion": 2}
 ALL_CASES = ("*",)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -325,16 +322,7 @@ def load_config(name_or_path: str | Path, *, data_root: Path | None = None) -> E
     Raises:
         SettingsError: If there is no such experiment, or the file is not valid.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = CONFIGS_FOLDER / f"{name_or_path}.toml"
-    if not path.is_file():
-        shipped = ", ".join(sorted(file.stem for file in CONFIGS_FOLDER.glob("*.toml")))
-        raise SettingsError(f"There is no experiment {str(name_or_path)!r}; give a .toml file or one of: {shipped}.")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not a TOML file: {error}.") from error
+    values = read_toml(name_or_path, CONFIGS_FOLDER, "experiment")
     if data_root is not None and isinstance(values.get("data"), dict):
         values["data"]["root"] = str(data_root)
     return config_from_dict(values)
@@ -355,52 +343,6 @@ def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(run, dict) or run.get("strategy") != "scratch":
         return values
     return {**values, "run": {key: value for key, value in run.items() if key != "strategy"}}
-
-
-def build_from_dict(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """Build a dataclass from a dict, its fields being numbers, strings, tuples or dataclasses.
-
-    Raises:
-        SettingsError: If a key is unknown, missing or of the wrong kind; ``where`` names the section.
-    """
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise SettingsError(f"{where} has no {', '.join(unknown)}; known are {', '.join(fields)}.")
-    try:
-        return kind(**{name: _convert(fields[name].type, value, name) for name, value in values.items()})
-    except TypeError as error:
-        raise SettingsError(f"{where} is not complete: {error}.") from error
-
-
-def _convert(annotation: Any, value: Any, name: str) -> Any:  # noqa: ANN401  (any field type, any TOML value)
-    if get_origin(annotation) is UnionType:  # a section that may be missing; a file cannot say None
-        (annotation,) = (kind for kind in get_args(annotation) if kind is not NoneType)
-    if dataclasses.is_dataclass(annotation):
-        return _section(annotation, value, name)
-    if get_origin(annotation) is Literal:
-        if value not in get_args(annotation):
-            raise SettingsError(f"{name} is {value!r}; one of {', '.join(map(str, get_args(annotation)))} fits.")
-        return value
-    if get_origin(annotation) is tuple:
-        if not isinstance(value, list | tuple):
-            raise SettingsError(f"{name} is {value!r}; a list is expected.")
-        kinds = get_args(annotation)
-        if kinds[-1] is Ellipsis:
-            return tuple(_convert(kinds[0], item, name) for item in value)
-        if len(kinds) != len(value):
-            raise SettingsError(f"{name} has {len(value)} entries; {len(kinds)} are expected.")
-        return tuple(_convert(kind, item, name) for kind, item in zip(kinds, value, strict=True))
-    number_for_float = annotation is float and isinstance(value, int) and not isinstance(value, bool)
-    if not (type(value) is annotation or number_for_float):
-        raise SettingsError(f"{name} is {value!r}; a value of type {annotation.__name__} is expected.")
-    return float(value) if number_for_float else value
-
-
-def _section(kind: Any, value: Any, name: str) -> Any:  # noqa: ANN401  (any dataclass, any TOML value)
-    if not isinstance(value, dict):
-        raise SettingsError(f"[{name}] must be a section, {value!r} was given.")
-    return build_from_dict(kind, value, f"[{name}]")
 
 
 def _listed(value: Any) -> Any:  # noqa: ANN401  (any plain value)

@@ -4,7 +4,6 @@ Sections that shape every training (``grid``, ``network``, ``patches``, ``augmen
 are those of an experiment. Folders are below the data root, that of simulated cases below the study's own folder.
 """
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +19,9 @@ from covidseg_train.config import (
     SourceConfig,
     Strategy,
     TileConfig,
-    build_from_dict,
 )
 from covidseg_train.hybrid import Fusion
+from covidseg_train.toml_files import build_from_dict, read_toml
 from covidseg_train.unet import UNetSpec
 
 STUDIES_FOLDER = CONFIGS_FOLDER / "studies"
@@ -150,21 +149,12 @@ def load_study(name_or_path: str | Path) -> StudyConfig:
 
 
 def _read_values(name_or_path: str | Path) -> dict[str, Any]:
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = STUDIES_FOLDER / f"{name_or_path}.toml"
-    if not path.is_file():
-        shipped = ", ".join(sorted(file.stem for file in STUDIES_FOLDER.glob("*.toml")))
-        raise SettingsError(f"There is no study {str(name_or_path)!r}; give a .toml file or one of: {shipped}.")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not a TOML file: {error}.") from error
+    values = read_toml(name_or_path, STUDIES_FOLDER, "study")
     base = values.pop("extends", None)
     if base is None:
         return values
-    if base in (str(name_or_path), path.stem):
-        raise SettingsError(f"{path} extends itself; name another study.")
+    if base in (str(name_or_path), Path(name_or_path).stem):
+        raise SettingsError(f"{name_or_path} extends itself; name another study.")
     return _overlaid(_read_values(base), values)
 
 
