@@ -221,7 +221,7 @@ def pretraining_experiment(study: StudyConfig, places: Places, source: LesionSou
         root=first.root,
         train=first.train,
         cache=str(places.study / "cache"),
-        target="lesion",
+        target=study.told_apart,
         task=first.task,
         weight=first.weight,
         sources=tuple(others),
@@ -242,7 +242,7 @@ def cell_experiment(study: StudyConfig, places: Places, cell: Cell) -> Experimen
         train=fold.train,
         validation=fold.curve,
         cache=str(places.study / "cache"),
-        target="lesion",
+        target=study.told_apart,
         task=TASK,
         sources=joined,
     )

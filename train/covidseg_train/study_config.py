@@ -18,6 +18,7 @@ from covidseg_train.config import (
     RunConfig,
     SourceConfig,
     Strategy,
+    Target,
     TileConfig,
 )
 from covidseg_train.hybrid import Fusion
@@ -97,6 +98,7 @@ class StudyConfig:
         fusion: Of ``hybrid``, as in an experiment.
         frozen_steps: Of every strategy but ``scratch``, as in an experiment.
         rate_factor: Likewise.
+        told_apart: ``data.target`` of every training: lesion alone, or lung and lesion.
         pretraining: Length and seed of a pre-training.
         fine_tuning: Length and seed of a training on a fold.
     """
@@ -112,6 +114,7 @@ class StudyConfig:
     fusion: Fusion = "selective"
     frozen_steps: int = 0
     rate_factor: float = 1.0
+    told_apart: Target = "lesion"
     simulation: SimulationConfig | None = None
     grid: GridConfig = field(default_factory=GridConfig)
     network: UNetSpec = field(default_factory=UNetSpec)
