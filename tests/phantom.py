@@ -73,7 +73,7 @@ def tiny_description(model: bytes) -> dict[str, Any]:
             "spacing_mm": list(PHANTOM_SPACING_MM),
             "scaling": {"lower_hu": -1000.0, "upper_hu": 200.0, "mean_hu": 0.0, "sd_hu": 100.0},
         },
-        "tile_plan": {"tile_shape": list(TILE_SHAPE), "step": 0.5},
+        "tile_plan": {"tile_shape": list(TILE_SHAPE), "step": 0.5, "importance_sigma": 0.125, "average": "logits"},
         "metrics": {"held_out": []},
         "intended_use": "tests",
         "licence": "CC0-1.0",

@@ -1,43 +1,83 @@
-"""A training run → a bundle, or nothing: export, prove parity, measure the held-out cases, write."""
+"""A trained network → a bundle, or nothing: graphs, parity on real scans, measures, writing."""
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from covidseg_export.graph_rules import require_float_sums
 from covidseg_export.held_out import measure_held_out
 from covidseg_export.model_card import INTENDED_USE, write_model_card
-from covidseg_export.parity import Parity, ParityScan, check_parity, require_parity
+from covidseg_export.parity import Candidate, Parity, ParityCheck, ParityLimits, ParityScan, require_parity
+from covidseg_export.precision import to_fp16
+from covidseg_export.quantisation import draw_calibration_tiles, to_int8
+from covidseg_export.source import ExportSource, describe_network
 from covidseg_export.to_onnx import OPSET, export_onnx
 from covidseg_export.write_bundle import json_bytes, write_bundle_folder
-from covidseg_runtime.bundle import load_bundle
-from covidseg_runtime.engines import open_engine
-from covidseg_runtime.engines.engine import Engine
-from covidseg_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
-from covidseg_runtime.engines.openvino_engine import OpenVinoEngine
-from covidseg_runtime.errors import BundleError
+from covidseg_runtime.bundle import LABELS, SCHEMA_VERSION, ModelBundle, description_sha256, load_bundle
+from covidseg_runtime.engines import FILE_OF_PRECISION, available_engines, engine_candidates, open_choice, open_engine
+from covidseg_runtime.errors import SettingsError
+from covidseg_runtime.evaluation import align_truth
+from covidseg_runtime.measures import INFECTION
 from covidseg_runtime.resampling import GridPair, to_model_grid
 from covidseg_runtime.segmenter import Segmenter
-from covidseg_runtime.tiling import TilePlan
-from covidseg_runtime.volume import MODEL_ORIENTATION, to_orientation
-from covidseg_runtime.volume_files import read_volume
-from covidseg_train.checkpoint import Checkpoint, load_network
-from covidseg_train.config import ExperimentConfig
+from covidseg_runtime.volume import to_orientation
+from covidseg_runtime.volume_files import read_label_map, read_volume
 from covidseg_train.datasets.catalog import get_dataset
-from covidseg_train.datasets.dataset import find_case
-from covidseg_train.fit import BEST
+from covidseg_train.datasets.dataset import Dataset, find_case
 from covidseg_train.torch_engine import TorchEngine
-from covidseg_train.unet import SegmentationNetwork, count_parameters
 
-MODEL_FILE = "model.onnx"
-LABELS = {"0": "background", "1": "left lung", "2": "right lung", "3": "infection"}
-CLASSES = ("background", "lung", "infection")
-VERSION = "0.1.0"
+FilePrecision = Literal["fp32", "fp16", "int8"]
+FILE_PRECISIONS: tuple[FilePrecision, ...] = ("fp32", "fp16", "int8")
+MODEL_FILES: Mapping[FilePrecision, str] = {
+    "fp32": "model.onnx",
+    "fp16": "model.fp16.onnx",
+    "int8": "model.int8.onnx",
+}
+PARITY_SCANS = 2
+CALIBRATION_SCANS = 4
+CALIBRATION_TILES = 16
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ScanFiles:
+    """A CT to compare on, with the mask of its infection if there is one."""
+
+    ct: Path
+    truth: Path | None = None
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is exported and how it is judged.
+
+    Attributes:
+        precisions: The graphs; fp32 is always among them.
+        scans: CTs to compare on; empty: the first two held-out cases of the training.
+        limits: What a precision may cost.
+        outside_limits: What happens outside them: ``refuse`` writes nothing, ``write`` writes and says so.
+        calibration_seed: Which tiles of the training scans int8 is calibrated on follows from it.
+    """
+
+    precisions: tuple[FilePrecision, ...] = ("fp32",)
+    scans: tuple[ScanFiles, ...] = ()
+    limits: ParityLimits = field(default_factory=ParityLimits)
+    outside_limits: Literal["refuse", "write"] = "refuse"
+    calibration_seed: int = 2020
+
+    def __post_init__(self) -> None:
+        """Refuse unknown precisions, and an export without the reference."""
+        unknown = sorted(set(self.precisions) - set(FILE_PRECISIONS))
+        if unknown or "fp32" not in self.precisions:
+            given = ",".join(self.precisions)
+            raise SettingsError(f"precision is {given}; expected fp32 and any of fp16 and int8, such as fp32,fp16.")
 
 
 @dataclass(frozen=True)
@@ -46,143 +86,218 @@ class ExportResult:
 
     Attributes:
         bundle_folder: The bundle.
-        parity: Comparison with torch, by engine.
+        parity: Every comparison with torch.
         description: Content of bundle.json.
     """
 
     bundle_folder: Path
-    parity: Mapping[str, Parity]
+    parity: tuple[Parity, ...]
     description: Mapping[str, Any]
 
 
-def export_run(run_folder: Path, bundle_folder: Path, *, parity_scan: Path | None = None) -> ExportResult:
-    """Export the best checkpoint of a run.
+def export_bundle(
+    source: ExportSource, bundle_folder: Path, settings: ExportSettings, report: Report = lambda line: None
+) -> ExportResult:
+    """Export a network.
 
     Args:
-        run_folder: Folder that ``covidseg train`` wrote.
+        source: The network.
         bundle_folder: Where the bundle shall lie.
-        parity_scan: Real CT on which engines are compared with torch; the run's first case if None.
+        settings: What is exported and how it is judged.
+        report: Gets a line a step.
 
     Raises:
-        BundleError: If the run has no checkpoint, or an engine differs from torch; nothing is written then.
-        VolumeError: If the scan or a held-out case is missing or unsuitable.
+        BundleError: If a file's answer is outside the limits; nothing is written then.
+        VolumeError: If a scan is missing or unsuitable.
     """
-    if not (run_folder / BEST).is_file():
-        raise BundleError(f"{run_folder} holds no {BEST}; give the folder of a finished `covidseg train`.")
-    network, checkpoint = load_network(run_folder / BEST)
-    config = checkpoint.config
-    scan_path = parity_scan or default_parity_scan(config)
-    model = export_onnx(network, config.tiles.shape)
+    scans = tuple(read_parity_scans(source, settings.scans))
+    graphs = make_graphs(source, settings, report)
+    description = describe(source, graphs)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / MODEL_FILE
-        path.write_bytes(model)
-        parity = compare_engines(network, path, read_parity_scan(scan_path, config))
-        require_parity(parity)
-        description = describe(checkpoint, network, model)
-        description["parity"] = {"scan": scan_path.name, "engines": {k: p.to_dict() for k, p in parity.items()}}
-        description["metrics"] = {"held_out": held_out_metrics(Path(folder), description, config)}
+        bundle = write_draft(Path(folder), description, graphs)
+        parity = check_parity(source, bundle, scans, report)
+        if settings.outside_limits == "refuse":
+            require_parity(parity, settings.limits)
+        description["parity"] = describe_parity(parity, settings)
+        description["metrics"] = {"held_out": held_out_metrics(bundle, source)}
     files = {
-        MODEL_FILE: model,
-        "MODEL_CARD.md": write_model_card(description).encode(),
-        "bundle.json": json_bytes(description),
+        **graphs_by_name(graphs),
+        "MODEL_CARD.md": write_model_card(description, settings.limits).encode(),
     }
-    write_bundle_folder(bundle_folder, files)
+    description["files"] = list_files(files, graphs)
+    description["sha256"] = description_sha256(description)
+    write_bundle_folder(bundle_folder, {**files, "bundle.json": json_bytes(description)})
     return ExportResult(bundle_folder, parity, description)
 
 
-def default_parity_scan(config: ExperimentConfig) -> Path:
-    """CT of the first held-out case, or of the first training case where none is held out."""
-    name = (*config.data.test, *config.data.train)[0]
-    return find_case(get_dataset(config.data.dataset), Path(config.data.root), name).ct
+def read_parity_scans(source: ExportSource, files: Sequence[ScanFiles]) -> Iterator[ParityScan]:
+    """The scans to compare on: those named, or the first held-out cases.
+
+    Raises:
+        VolumeError: If one is missing or unsuitable.
+        SettingsError: If none is named and the training's cases are not at hand.
+    """
+    for one in files:
+        ct = read_volume(one.ct)
+        truth = None if one.truth is None else align_truth(ct, read_label_map(one.truth)) == INFECTION
+        yield ParityScan(one.ct.name, ct, truth)
+    if files:
+        return
+    for name in (*source.cases.held_out, *source.cases.train)[:PARITY_SCANS]:
+        volumes = _dataset(source).read(find_case(_dataset(source), _root(source), name))
+        yield ParityScan(name, volumes.ct, volumes.lesion.voxels > 0)
 
 
-def read_parity_scan(path: Path, config: ExperimentConfig) -> ParityScan:
-    """Bring a real scan to the model's grid, as the runtime does."""
-    ct = to_orientation(read_volume(path), MODEL_ORIENTATION)
-    grids = GridPair.for_spacing(ct.shape, ct.spacing_mm, config.grid.spacing_mm)
-    hu = np.rint(to_model_grid(ct.voxels, grids)).astype(np.int16)
-    return ParityScan(hu, config.grid.scaling, TilePlan(tile_shape=config.tiles.shape, step=config.tiles.step))
+def make_graphs(source: ExportSource, settings: ExportSettings, report: Report) -> dict[FilePrecision, bytes]:
+    """The ONNX files by precision.
+
+    fp32 takes its means axis by axis and is exact in every engine; the others, which round more than a native
+    normalisation is off, are made from a graph with native ones.
+    """
+    shape = source.tile_plan.tile_shape
+    report("writing the fp32 graph")
+    graphs: dict[FilePrecision, bytes] = {"fp32": export_onnx(source.network, shape)}
+    if settings.precisions == ("fp32",):
+        return graphs
+    native = export_onnx(source.network, shape, normalisation="native")
+    if "fp16" in settings.precisions:
+        report("writing the fp16 graph")
+        graphs["fp16"] = to_fp16(native)
+        require_float_sums(graphs["fp16"], MODEL_FILES["fp16"])
+    if "int8" in settings.precisions:
+        report("calibrating int8 on training scans")
+        graphs["int8"] = to_int8(native, calibration_tiles(source, settings.calibration_seed))
+    return graphs
 
 
-def compare_engines(network: SegmentationNetwork, model_path: Path, scan: ParityScan) -> dict[str, Parity]:
-    """Compare OpenVINO f32 and ONNX Runtime with torch fp32."""
-    reference = TorchEngine(network, device=torch.device("cpu"))
-    candidates: dict[str, Engine] = {
-        "openvino": OpenVinoEngine(model_path, precision="f32"),
-        "onnxruntime": OnnxRuntimeEngine(model_path),
-    }
-    try:
-        return check_parity(reference, candidates, scan)
-    finally:
-        for engine in candidates.values():
-            engine.close()
+def calibration_tiles(source: ExportSource, seed: int) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+    """Tiles (1, 1, Z, Y, X) of the first training scans, as the network sees them."""
+    preprocessing, names = source.preprocessing, source.cases.train
+    if names == ("*",):
+        names = tuple(case.name for case in _dataset(source).find_cases(_root(source)))
+    chosen = names[:CALIBRATION_SCANS]
+    for index, name in enumerate(chosen):
+        ct = _dataset(source).read(find_case(_dataset(source), _root(source), name)).ct
+        ct = to_orientation(ct, preprocessing.orientation)
+        grids = GridPair.for_spacing(ct.shape, ct.spacing_mm, preprocessing.spacing_mm)
+        hu = np.rint(to_model_grid(ct.voxels, grids)).astype(np.int16)
+        count = CALIBRATION_TILES // len(chosen)
+        yield from draw_calibration_tiles(
+            hu, preprocessing.scaling, source.tile_plan.tile_shape, count=count, seed=seed + index
+        )
 
 
-def held_out_metrics(folder: Path, description: dict[str, Any], config: ExperimentConfig) -> list[dict[str, object]]:
-    """Measure the exported model, as a bundle in ``folder``, on the held-out cases."""
-    if not config.data.test:
-        return []
-    draft = folder / "bundle.json"
-    draft.write_bytes(json_bytes({**description, "metrics": {}}))
-    bundle = load_bundle(folder)
-    segmenter = Segmenter(bundle, open_engine(bundle))
-    return [result.to_dict() for result in measure_held_out(segmenter, config)]
+def check_parity(
+    source: ExportSource, bundle: ModelBundle, scans: Sequence[ParityScan], report: Report
+) -> tuple[Parity, ...]:
+    """Compare every file, in every engine of this machine's CPU, with torch on every scan."""
+    results = []
+    for scan in scans:
+        report(f"{scan.name}: torch fp32")
+        check = ParityCheck(bundle, TorchEngine(source.network, device=torch.device("cpu")), scan)
+        for candidate in open_candidates(bundle):
+            results.append(check.compare(candidate))
+            candidate.engine.close()
+            report(describe_in_a_line(results[-1]))
+    return tuple(results)
 
 
-def describe(checkpoint: Checkpoint, network: SegmentationNetwork, model: bytes) -> dict[str, Any]:
+def open_candidates(bundle: ModelBundle) -> Iterator[Candidate]:
+    """Every file of a bundle in every CPU engine and precision that this machine has."""
+    files = {file.precision: file.name for file in bundle.files if file.role == "model"}
+    able = {info.name: info.precisions for info in available_engines() if info.problem is None}
+    for precision, file_precision in FILE_OF_PRECISION.items():
+        if file_precision not in files:
+            continue
+        for choice in engine_candidates("auto", "cpu", precision):
+            if precision in able.get(choice.name, ()):
+                yield Candidate(files[file_precision], open_choice(bundle, choice))
+
+
+def describe_in_a_line(parity: Parity) -> str:
+    """One comparison for a terminal."""
+    change = "" if parity.dsc is None else f", DSC {parity.dsc:.4f} (torch {parity.torch_dsc:.4f})"
+    return (
+        f"{parity.scan}: {parity.file} on {parity.engine} {parity.precision}: logits differ by "
+        f"{parity.max_logit_difference:.1e} at most and {parity.mean_logit_difference:.1e} on average, "
+        f"{parity.flipped_voxels} of {parity.voxels} voxels flipped{change}, {parity.volume_change_ml:+.2f} mL"
+    )
+
+
+def describe(source: ExportSource, graphs: Mapping[FilePrecision, bytes]) -> dict[str, Any]:
     """Everything bundle.json says, but for parity and metrics."""
-    config = checkpoint.config
     return {
-        "schema_version": 1,
-        "name": config.name,
-        "version": VERSION,
-        "labels": LABELS,
-        "classes": list(CLASSES),
+        "schema_version": SCHEMA_VERSION,
+        "name": source.name,
+        "version": source.version,
+        "labels": {str(value): meaning for value, meaning in LABELS.items()},
+        "classes": list(source.classes),
         "preprocessing": {
-            "orientation": MODEL_ORIENTATION,
-            "spacing_mm": list(config.grid.spacing_mm),
-            "scaling": asdict(config.grid.scaling),
+            "orientation": source.preprocessing.orientation,
+            "spacing_mm": list(source.preprocessing.spacing_mm),
+            "scaling": asdict(source.preprocessing.scaling),
         },
-        "tile_plan": {"tile_shape": list(config.tiles.shape), "step": config.tiles.step},
-        "network": {
-            "architecture": type(network).__name__,
-            "parameters": count_parameters(network),
-            "widths": list(config.network.widths),
-            "strides": [list(stride) for stride in config.network.strides],
-            "opset": OPSET,
-        },
-        "training": describe_training(checkpoint),
+        "tile_plan": {**asdict(source.tile_plan), "tile_shape": list(source.tile_plan.tile_shape)},
+        "network": describe_network(source.network, OPSET),
+        "training": dict(source.training),
         "intended_use": INTENDED_USE,
-        "licence": get_dataset(checkpoint.config.data.dataset).licence,
-        "files": [
-            {
-                "role": "model",
-                "name": MODEL_FILE,
-                "sha256": hashlib.sha256(model).hexdigest(),
-                "precision": "fp32",
-            }
-        ],
+        "licence": source.licence,
+        "files": list_files(graphs_by_name(graphs), graphs),
     }
 
 
-def describe_training(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Data, recipe and seed of the training."""
-    config = checkpoint.config
-    dataset = get_dataset(config.data.dataset)
+def graphs_by_name(graphs: Mapping[FilePrecision, bytes]) -> dict[str, bytes]:
+    """The ONNX files by name."""
+    return {MODEL_FILES[precision]: content for precision, content in graphs.items()}
+
+
+def list_files(files: Mapping[str, bytes], graphs: Mapping[FilePrecision, bytes]) -> list[dict[str, Any]]:
+    """The section ``files`` of bundle.json."""
+    precisions = {MODEL_FILES[precision]: precision for precision in graphs}
+    return [
+        {
+            "role": "model" if name in precisions else "card",
+            "name": name,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "precision": precisions.get(name),
+        }
+        for name, content in files.items()
+    ]
+
+
+def describe_parity(parity: Sequence[Parity], settings: ExportSettings) -> dict[str, Any]:
+    """The section ``parity`` of bundle.json."""
     return {
-        "experiment": config.name,
-        "dataset": dataset.title,
-        "licence": dataset.licence,
-        "citation": dataset.citation,
-        "train": list(config.data.train),
-        "validation": list(config.data.validation),
-        "test": list(config.data.test),
-        "strategy": config.transfer.strategy,
-        "seed": config.run.seed,
-        "steps": checkpoint.progress.step,
-        "batch_size": config.patches.batch_size,
-        "patch_shape": list(config.patches.shape),
-        "optimiser": config.optimiser.name,
-        "minutes": round(checkpoint.progress.seconds / 60, 1),
-        "validation_dsc": checkpoint.progress.best_score,
+        "limits": settings.limits.to_dict(),
+        "forced": any(one.refuses(settings.limits) for one in parity),
+        "results": [one.to_dict(settings.limits) for one in parity],
     }
+
+
+def write_draft(folder: Path, description: Mapping[str, Any], graphs: Mapping[FilePrecision, bytes]) -> ModelBundle:
+    """Lay the bundle out in a folder of its own, as engines and the runtime read it."""
+    for name, content in graphs_by_name(graphs).items():
+        (folder / name).write_bytes(content)
+    (folder / "bundle.json").write_bytes(json_bytes(description))
+    return load_bundle(folder)
+
+
+def held_out_metrics(bundle: ModelBundle, source: ExportSource) -> list[dict[str, object]]:
+    """Measure the exported fp32 file on the held-out cases."""
+    if not source.cases.held_out:
+        return []
+    with Segmenter(bundle, open_engine(bundle, device="cpu")) as segmenter:
+        results = measure_held_out(segmenter, _dataset(source), _root(source), source.cases.held_out)
+    return [result.to_dict() for result in results]
+
+
+def _dataset(source: ExportSource) -> Dataset:
+    if not source.cases.dataset:
+        raise SettingsError(f"the training data of {source.name} is unknown: name the scans by --scan.")
+    return get_dataset(source.cases.dataset)
+
+
+def _root(source: ExportSource) -> Path:
+    if source.cases.root is None:
+        raise SettingsError(f"where {source.cases.dataset} lies is unknown: give its folder by --data DIR.")
+    return source.cases.root

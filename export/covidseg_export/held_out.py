@@ -1,17 +1,16 @@
 """What the exported model measures on the cases the training never read, through the whole runtime."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from covidseg_runtime.measures import INFECTION
 from covidseg_runtime.metrics import compute_surface_distances, dice, normalised_surface_dice
 from covidseg_runtime.segmenter import Segmenter
-from covidseg_train.config import ExperimentConfig
-from covidseg_train.datasets.catalog import get_dataset
 from covidseg_train.datasets.dataset import Dataset, find_case
 
-INFECTION = 3
 INFECTION_TOLERANCE_MM = 3.0
 
 
@@ -38,14 +37,13 @@ class HeldOutResult:
         return asdict(self)
 
 
-def measure_held_out(segmenter: Segmenter, config: ExperimentConfig) -> list[HeldOutResult]:
-    """Segment and score every case of ``data.test``.
+def measure_held_out(segmenter: Segmenter, dataset: Dataset, root: Path, cases: Sequence[str]) -> list[HeldOutResult]:
+    """Segment and score cases.
 
     Raises:
-        VolumeError: If a case is not in the data folder.
+        VolumeError: If a case is not below ``root``.
     """
-    dataset, root = get_dataset(config.data.dataset), Path(config.data.root)
-    return [_measure(segmenter, dataset, root, name) for name in config.data.test]
+    return [_measure(segmenter, dataset, root, name) for name in cases]
 
 
 def _measure(segmenter: Segmenter, dataset: Dataset, root: Path, name: str) -> HeldOutResult:

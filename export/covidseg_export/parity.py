@@ -1,37 +1,89 @@
-"""Proof that an exported model says what torch says, on a real scan through the runtime's own path."""
+"""Proof that what is exported says what torch says, on real scans through the whole runtime.
 
-from collections.abc import Mapping
+The reference segments a scan once and its logits are kept, tile by tile. Every candidate then segments the same scan:
+its logits are compared with those kept, its label map with the reference's and with the truth.
+"""
+
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.bundle import ModelBundle
 from covidseg_runtime.engines.engine import Engine
 from covidseg_runtime.errors import BundleError
-from covidseg_runtime.intensity import HounsfieldScaling, clip_and_scale_hounsfield
+from covidseg_runtime.measures import INFECTION
 from covidseg_runtime.metrics import dice
-from covidseg_runtime.sliding_window import LogitSlab, predict_tiled
-from covidseg_runtime.tiling import TilePlan
+from covidseg_runtime.segmenter import Segmentation, Segmenter
+from covidseg_runtime.volume import Volume
 
-LARGEST_LOGIT_DIFFERENCE = 1e-3
-LARGEST_FLIPPED_SHARE = 1e-5
-INFECTION_CLASS = 2
+
+@dataclass(frozen=True)
+class ParityLimits:
+    """What a precision may cost.
+
+    A graph in float32 must agree with torch number by number. Half precision and int8 round on purpose, so their label
+    maps are judged, and the mean logit difference, which a lost bias or a wrong weight moves and rounding does not.
+
+    Attributes:
+        f32_logit_difference: Largest |Δlogit| in float32.
+        f32_flipped_share: Largest share of voxels with another label in float32.
+        f16_dsc_change: Largest |ΔDSC| of the infection in float16.
+        int8_dsc_change: Likewise in int8, and in bfloat16, which rounds as coarsely.
+        f16_mean_logit_difference: Largest mean |Δlogit| in float16.
+        int8_mean_logit_difference: Likewise in int8 and bfloat16.
+    """
+
+    f32_logit_difference: float = 1e-3
+    f32_flipped_share: float = 1e-5
+    f16_dsc_change: float = 0.001
+    int8_dsc_change: float = 0.005
+    f16_mean_logit_difference: float = 0.01
+    int8_mean_logit_difference: float = 0.25
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values for bundle.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class ParityScan:
+    """A scan on which engines are compared.
+
+    Attributes:
+        name: As in the report.
+        volume: The CT.
+        truth: (X, Y, Z) bool, infection on the CT's grid; None if nobody marked it.
+    """
+
+    name: str
+    volume: Volume
+    truth: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an engine is from the reference on one scan.
+    """How far an engine is from torch on one scan.
 
     Attributes:
-        engine: Name of the engine.
+        scan: Name of the scan.
+        file: The bundle's file.
+        engine: What ran it.
         precision: What it computed in.
-        max_logit_difference: Largest |Δlogit| over all voxels and classes, after tiling.
+        max_logit_difference: Largest |Δlogit| over all tiles and classes.
         mean_logit_difference: Mean |Δlogit|.
-        voxels: Voxels compared.
-        flipped_voxels: Voxels whose label differs.
-        infection_dice: Dice of the infection between engine and reference; None if neither found any.
+        voxels: Voxels of the scan.
+        flipped_voxels: Those whose final label differs.
+        infection_dice: DSC of the infection against torch's; None if neither found any.
+        infection_ml: Infection found.
+        volume_change_ml: Infection found, less torch's.
+        dsc: DSC against the truth; None where nobody marked it.
+        torch_dsc: Torch's DSC against the truth.
     """
 
+    scan: str
+    file: str
     engine: str
     precision: str
     max_logit_difference: float
@@ -39,85 +91,150 @@ class Parity:
     voxels: int
     flipped_voxels: int
     infection_dice: float | None
+    infection_ml: float
+    volume_change_ml: float
+    dsc: float | None
+    torch_dsc: float | None
 
     @property
-    def holds(self) -> bool:
-        """Whether |Δlogit| ≤ 1e-3 and at most one voxel in 100,000 flipped."""
-        flipped_share = self.flipped_voxels / self.voxels
-        return self.max_logit_difference <= LARGEST_LOGIT_DIFFERENCE and flipped_share <= LARGEST_FLIPPED_SHARE
+    def dsc_change(self) -> float:
+        """What the DSC against the truth changed by; without truth 1 − DSC against torch, which is no smaller."""
+        if self.dsc is not None and self.torch_dsc is not None:
+            return abs(self.dsc - self.torch_dsc)
+        return 0.0 if self.infection_dice is None else 1.0 - self.infection_dice
 
-    def to_dict(self) -> dict[str, object]:
+    def faults(self, limits: ParityLimits) -> tuple[str, ...]:
+        """What is outside the limits, in words; empty if nothing is."""
+        if self.precision == "f32":
+            checks = (
+                ("a logit", self.max_logit_difference, limits.f32_logit_difference),
+                ("the share of flipped voxels", self.flipped_voxels / self.voxels, limits.f32_flipped_share),
+            )
+        elif self.precision == "f16":
+            checks = (
+                ("DSC", self.dsc_change, limits.f16_dsc_change),
+                ("the mean logit", self.mean_logit_difference, limits.f16_mean_logit_difference),
+            )
+        else:
+            checks = (
+                ("DSC", self.dsc_change, limits.int8_dsc_change),
+                ("the mean logit", self.mean_logit_difference, limits.int8_mean_logit_difference),
+            )
+        # not (a <= b), so that a NaN fails
+        return tuple(
+            f"{what} differs by {by:.2e}, {most:.0e} is allowed" for what, by, most in checks if not by <= most
+        )
+
+    def refuses(self, limits: ParityLimits) -> bool:
+        """Whether the file must not be written.
+
+        bfloat16 is no file but a machine's rounding of the fp32 one: outside the limits the runtime does not choose it.
+        """
+        return self.precision != "bf16" and bool(self.faults(limits))
+
+    def to_dict(self, limits: ParityLimits) -> dict[str, object]:
         """Plain values for bundle.json."""
-        return asdict(self)
+        return {**asdict(self), "dsc_change": self.dsc_change, "passed": not self.faults(limits)}
 
 
-@dataclass(frozen=True, eq=False)
-class ParityScan:
-    """The scan on which engines are compared.
+@dataclass(frozen=True)
+class Candidate:
+    """An engine to compare.
 
     Attributes:
-        hu: (Z, Y, X) int16 on the model's grid.
-        scaling: How the network sees it.
-        plan: Its tiles.
+        file: Name of the file it runs.
+        engine: The open engine.
     """
 
-    hu: NDArray[np.int16]
-    scaling: HounsfieldScaling
-    plan: TilePlan
+    file: str
+    engine: Engine
 
 
-def check_parity(reference: Engine, candidates: Mapping[str, Engine], scan: ParityScan) -> dict[str, Parity]:
-    """Compare engines with a reference, slab by slab.
+class ParityCheck:
+    """Torch's answer on one scan, and the comparison of others with it."""
 
-    Args:
-        reference: The torch network.
-        candidates: Engines by role.
-        scan: A real scan.
+    def __init__(self, bundle: ModelBundle, reference: Engine, scan: ParityScan) -> None:
+        """Segment the scan with the reference."""
+        self._bundle, self._scan = bundle, scan
+        recorder = _Recorder(reference)
+        self._expected = Segmenter(bundle, recorder).segment(scan.volume)
+        self._tiles = recorder.tiles
 
-    Returns:
-        One result for each candidate.
-    """
-    reference_slabs = list(_slabs(reference, scan))
-    return {role: _compare(engine, reference_slabs, scan) for role, engine in candidates.items()}
+    def compare(self, candidate: Candidate) -> Parity:
+        """Segment the scan with a candidate and compare."""
+        comparer = _Comparer(candidate.engine, iter(self._tiles))
+        found = Segmenter(self._bundle, comparer).segment(self._scan.volume)
+        ours, theirs = found.labels == INFECTION, self._expected.labels == INFECTION
+        truth = self._scan.truth
+        return Parity(
+            scan=self._scan.name,
+            file=candidate.file,
+            engine=candidate.engine.name,
+            precision=candidate.engine.precision,
+            max_logit_difference=comparer.largest,
+            mean_logit_difference=comparer.total / comparer.count,
+            voxels=found.labels.size,
+            flipped_voxels=int(np.count_nonzero(found.labels != self._expected.labels)),
+            infection_dice=float(dice(ours, theirs)) if ours.any() or theirs.any() else None,
+            infection_ml=_infection_ml(found),
+            volume_change_ml=round(_infection_ml(found) - _infection_ml(self._expected), 3),
+            dsc=None if truth is None else float(dice(ours, truth)),
+            torch_dsc=None if truth is None else float(dice(theirs, truth)),
+        )
 
 
-def require_parity(results: Mapping[str, Parity]) -> None:
-    """Refuse to go on when an engine differs too much.
+def require_parity(results: tuple[Parity, ...], limits: ParityLimits) -> None:
+    """Refuse to go on when a file's answer is outside the limits.
 
     Raises:
-        BundleError: Naming the first engine outside the limits and what was measured.
+        BundleError: Naming the first and what was measured.
     """
-    for parity in results.values():
-        if not parity.holds:
+    for parity in results:
+        if parity.refuses(limits):
             raise BundleError(
-                f"{parity.engine} ({parity.precision}) differs from torch by {parity.max_logit_difference:.2e} in a "
-                f"logit and in {parity.flipped_voxels} of {parity.voxels} labels; {LARGEST_LOGIT_DIFFERENCE:.0e} and "
-                "one in 100,000 are allowed. Nothing was written."
+                f"{parity.file} on {parity.engine} ({parity.precision}) differs from torch on {parity.scan}: "
+                f"{'; '.join(parity.faults(limits))}. Nothing was written; --force writes it and says so in the bundle."
             )
 
 
-def _slabs(engine: Engine, scan: ParityScan) -> list[LogitSlab]:
-    return list(predict_tiled(engine, scan.hu, scan.plan, lambda hu: clip_and_scale_hounsfield(hu, scan.scaling)))
+def _infection_ml(segmentation: Segmentation) -> float:
+    return segmentation.measures.infection_volume_ml.whole or 0.0
 
 
-def _compare(engine: Engine, reference: list[LogitSlab], scan: ParityScan) -> Parity:
-    largest, total, flipped, voxels, infected = 0.0, 0.0, 0, 0, []
-    for ours, theirs in zip(_slabs(engine, scan), reference, strict=True):
-        difference = np.abs(ours.logits - theirs.logits)
-        largest = max(largest, float(difference.max()))
-        total += float(difference.sum(dtype=np.float64))
-        labels, expected = ours.logits.argmax(axis=0), theirs.logits.argmax(axis=0)
-        flipped += int(np.count_nonzero(labels != expected))
-        voxels += labels.size
-        infected.append((labels == INFECTION_CLASS, expected == INFECTION_CLASS))
-    mine, truth = (np.concatenate(masks) for masks in zip(*infected, strict=True))
-    classes = reference[0].logits.shape[0]
-    return Parity(
-        engine=engine.name,
-        precision=engine.precision,
-        max_logit_difference=largest,
-        mean_logit_difference=total / (voxels * classes),
-        voxels=voxels,
-        flipped_voxels=flipped,
-        infection_dice=float(dice(mine, truth)) if mine.any() or truth.any() else None,
-    )
+class _Recorder:
+    """Passes tiles on and keeps the logits."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self.precision = engine.name, engine.precision
+        self.tiles: list[NDArray[np.float32]] = []
+        self._engine = engine
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits = self._engine.predict(tiles)
+        self.tiles.append(logits)
+        return logits
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class _Comparer:
+    """Passes tiles on and compares the logits with those kept."""
+
+    def __init__(self, engine: Engine, expected: Iterator[NDArray[np.float32]]) -> None:
+        self.name, self.precision = engine.name, engine.precision
+        self.largest, self.total, self.count = 0.0, 0.0, 0
+        self._engine, self._expected = engine, expected
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits, expected = self._engine.predict(tiles), next(self._expected)
+        if logits.shape != expected.shape:
+            raise BundleError(f"{self.name} gives logits of shape {logits.shape}, torch {expected.shape}.")
+        difference = np.abs(logits - expected)
+        self.largest = float(np.maximum(self.largest, difference.max()))  # a NaN stays one
+        self.total += float(difference.sum(dtype=np.float64))
+        self.count += difference.size
+        return logits
+
+    def close(self) -> None:
+        self._engine.close()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import onnx
 import torch
 
-from covidseg_export.exportable import ExportableUNet
+from covidseg_export.exportable import ExportableUNet, NormalisationForm
 from covidseg_train.unet import SegmentationNetwork
 
 OPSET = 20
@@ -17,12 +17,19 @@ OUTPUT_NAME = "logits"
 LARGEST_BATCH = 64
 
 
-def export_onnx(network: SegmentationNetwork, tile_shape: tuple[int, int, int]) -> bytes:
+def export_onnx(
+    network: SegmentationNetwork,
+    tile_shape: tuple[int, int, int],
+    *,
+    normalisation: NormalisationForm = "axis-wise",
+) -> bytes:
     """Export a network.
 
     Args:
         network: The network; its weights are not changed.
         tile_shape: (z, y, x), fixed in the graph; the batch stays free.
+        normalisation: How instance normalisation is written, see ``exportable``: ``axis-wise`` for the fp32 file,
+            ``native`` for what fp16 and int8 are made from.
 
     Returns:
         A checked ONNX model with input ``tiles`` (N, 1, Z, Y, X) and output ``logits`` (N, C, Z, Y, X), opset 20,
@@ -32,7 +39,7 @@ def export_onnx(network: SegmentationNetwork, tile_shape: tuple[int, int, int]) 
     example = torch.zeros(2, network.spec.in_channels, *tile_shape)
     with _quiet_exporter():
         program = torch.onnx.export(
-            ExportableUNet(network),
+            ExportableUNet(network, normalisation),
             (example,),
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],

@@ -1,4 +1,4 @@
-"""The bundle folder: description, model, card; written whole or not at all."""
+"""Folders that are written whole or not at all, the bundle's first of all: description, model, card."""
 
 import json
 import os
@@ -23,6 +23,19 @@ def write_bundle_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     if folder.exists() and not (folder / "bundle.json").is_file():
         raise BundleError(f"{folder} exists and is not a model bundle; give the name of a new folder.")
+    write_folder(folder, files)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder beside its place, then move it there in one step; an earlier one is replaced.
+
+    Args:
+        folder: Where it shall lie.
+        files: Content by file name; a name may hold folders, parted by ``/``.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -30,6 +43,7 @@ def write_bundle_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         raise OutputError(f"{folder} cannot be written ({error.strerror}); give another folder.") from error
     try:
         for name, content in files.items():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
             _write_synced(draft / name, content)
         draft.chmod(0o755)
         _swap_in(draft, folder)

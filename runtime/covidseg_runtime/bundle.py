@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
     "TilePlan",
     "bundle_to_json",
     "default_bundle_path",
+    "description_sha256",
     "find_bundle",
     "list_bundles",
     "load_bundle",
@@ -48,12 +50,14 @@ DEFAULT_BUNDLE = "default"
 LABELS: Mapping[int, str] = MappingProxyType({0: "background", 1: "left lung", 2: "right lung", 3: "infection"})
 
 LUNG_OF_EITHER_SIDE = "lung"
+_ONLY_INFECTION = ("background", "infection")
 # What a network may tell apart, channel by channel, and the label each becomes. A lung of either side is
 # labelled 1 first; its side is found afterwards.
 _LABELS_OF_CLASSES: Mapping[tuple[str, ...], tuple[int, ...]] = MappingProxyType(
     {
         tuple(LABELS.values()): (0, 1, 2, 3),
         ("background", LUNG_OF_EITHER_SIDE, "infection"): (0, 1, 3),
+        _ONLY_INFECTION: (0, 3),
     }
 )
 
@@ -61,6 +65,8 @@ _MAX_BUNDLE_BYTES = 4 * 2**20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ORIENTATION = re.compile(r"(?=.*[LR])(?=.*[PA])(?=.*[IS])[LRPAIS]{3}")
+_PRECISIONS = ("fp32", "fp16", "int8")
+_OWN_SHA256 = "sha256"
 _CARD_KEYS = ("network", "training", "metrics", "parity", "intended_use", "licence")
 
 
@@ -97,7 +103,7 @@ class ModelFile:
         role: What it is for: "model" for a network, "card" for the model card.
         name: Its name in the bundle's folder, without any folder.
         sha256: 64 hexadecimal digits.
-        precision: "fp32" or "fp16" for a network, otherwise None.
+        precision: "fp32", "fp16" or "int8" for a network, otherwise None.
     """
 
     role: str
@@ -115,7 +121,8 @@ class ModelBundle:
         name: Its name, such as "covidseg-default".
         version: Its version.
         labels: Label value -> meaning.
-        classes: What the network tells apart, one name a channel: the labels, or background, lung, infection.
+        classes: What the network tells apart, one name a channel: the labels; background, lung, infection; or
+            background, infection.
         preprocessing: How a scan becomes the network's input.
         tile_plan: How that input is cut into tiles.
         files: Every file that the bundle vouches for.
@@ -133,9 +140,34 @@ class ModelBundle:
     card: Mapping[str, Any]
 
     @property
+    def tells_lungs_apart(self) -> bool:
+        """Whether the network labels lungs; one that knows only infection has no lung volume and no percentage."""
+        return self.classes != _ONLY_INFECTION
+
+    @property
     def label_of_class(self) -> NDArray[np.uint8]:
         """The label of each channel; lung of either side has the left lung's."""
         return np.array(_LABELS_OF_CLASSES[self.classes], np.uint8)
+
+    def has_file(self, precision: str) -> bool:
+        """Whether the bundle has an ONNX file of that precision."""
+        return any(file.name.endswith(".onnx") and file.precision == precision for file in self.files)
+
+    def has_passed(self, engine: str, precision: str) -> bool:
+        """Whether the exporter compared this engine and precision with torch on real scans, and all was within limits.
+
+        Args:
+            engine: "openvino", "onnxruntime" or "tensorrt".
+            precision: What it computes in, such as "int8".
+        """
+        parity = self.card.get("parity")
+        results = parity.get("results", ()) if isinstance(parity, Mapping) else ()
+        rows = [
+            row
+            for row in results
+            if isinstance(row, Mapping) and (row.get("engine"), row.get("precision")) == (engine, precision)
+        ]
+        return bool(rows) and all(row.get("passed") is True for row in rows)
 
     def model_path(self, precision: str = "fp32") -> Path:
         """The ONNX file of that precision.
@@ -155,10 +187,11 @@ def load_bundle(path: Path) -> ModelBundle:
     Raises:
         BundleError: if bundle.json is missing, of another schema version or contradictory; if a
             file is missing, is a link, leaves the folder or has another sha256; or if an ONNX
-            model keeps data in a file of its own.
+            model keeps data in a file of its own; or if bundle.json is not what its own checksum says.
     """
     description = _read_description(path)
     bundle = _parse_bundle(path, description)
+    _refuse_altered_description(path, description)
     for file in bundle.files:
         _verify_file(path, file)
     return bundle
@@ -217,6 +250,8 @@ def bundle_to_json(bundle: ModelBundle) -> dict[str, Any]:
         "tile_plan": {
             "tile_shape": list(bundle.tile_plan.tile_shape),
             "step": bundle.tile_plan.step,
+            "importance_sigma": bundle.tile_plan.importance_sigma,
+            "average": bundle.tile_plan.average,
         },
         **{key: bundle.card[key] for key in _CARD_KEYS if key in bundle.card},
         "files": [
@@ -237,12 +272,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def description_sha256(description: Mapping[str, Any]) -> str:
+    """The checksum that bundle.json keeps of itself: of everything in it but that field, whatever its layout."""
+    rest = {key: value for key, value in description.items() if key != _OWN_SHA256}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _models_folder() -> Path:
     return Path(__file__).parent / "models"
 
 
 def _read_description(folder: Path) -> Mapping[str, Any]:
     file = folder / BUNDLE_FILE
+    if file.is_symlink():
+        raise BundleError(f"{file} is a link; a bundle holds its files itself")
     try:
         if file.stat().st_size > _MAX_BUNDLE_BYTES:
             raise BundleError(f"{file} is larger than {_MAX_BUNDLE_BYTES} bytes")
@@ -257,6 +300,13 @@ def _read_description(folder: Path) -> Mapping[str, Any]:
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise BundleError(f"{file} has schema version {version!r}; this covidseg reads {SCHEMA_VERSION}")
     return description
+
+
+def _refuse_altered_description(folder: Path, description: Mapping[str, Any]) -> None:
+    # Optional, as a first bundle had none: without the field nothing else can have changed by accident.
+    stated = description.get(_OWN_SHA256)
+    if stated is not None and stated != description_sha256(description):
+        raise BundleError(f"{folder / BUNDLE_FILE} was altered: its content has not the sha256 that it states")
 
 
 def _parse_bundle(folder: Path, description: Mapping[str, Any]) -> ModelBundle:
@@ -297,7 +347,12 @@ def _parse_tile_plan(tile_plan: Mapping[str, Any]) -> TilePlan:
             f"{BUNDLE_FILE}: tile_plan has tile_shape {shape} and step {step}; expected positive "
             "lengths and 0 < step <= 1"
         )
-    return TilePlan(tile_shape=shape, step=step)
+    sigma = _number(tile_plan, "importance_sigma") if "importance_sigma" in tile_plan else 0.125
+    average = tile_plan.get("average", "logits")
+    try:
+        return TilePlan(tile_shape=shape, step=step, importance_sigma=sigma, average=average)
+    except SettingsError as exc:
+        raise BundleError(f"{BUNDLE_FILE}: tile_plan: {exc}") from exc
 
 
 def _parse_labels(labels: Mapping[str, Any]) -> Mapping[int, str]:
@@ -322,6 +377,10 @@ def _parse_files(entries: object) -> tuple[ModelFile, ...]:
     names = [file.name for file in files]
     if len(set(names)) != len(names):
         raise BundleError(f"{BUNDLE_FILE}: files names a file twice: {sorted(names)}")
+    precisions = [file.precision for file in files if file.name.endswith(".onnx")]
+    for precision in precisions:
+        if precisions.count(precision) > 1:
+            raise BundleError(f"{BUNDLE_FILE}: files has two graphs of precision {precision}; expected one of each")
     return files
 
 
@@ -334,8 +393,9 @@ def _parse_file(entry: object) -> ModelFile:
     if not _SHA256.fullmatch(sha256):
         raise BundleError(f"{BUNDLE_FILE}: sha256 of {name} must be 64 lower-case hexadecimals")
     precision = entry.get("precision")
-    if precision is not None and not isinstance(precision, str):
-        raise BundleError(f"{BUNDLE_FILE}: precision of {name} must be a text or null")
+    allowed = _PRECISIONS if name.endswith(".onnx") else (None,)
+    if precision not in allowed:
+        raise BundleError(f"{BUNDLE_FILE}: precision of {name} is {precision!r}; expected one of {allowed}")
     return ModelFile(role=_text(entry, "role"), name=name, sha256=sha256, precision=precision)
 
 
@@ -364,8 +424,8 @@ def _object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _text(parent: Mapping[str, Any], key: str) -> str:
     value = parent.get(key)
-    if not isinstance(value, str) or not value:
-        raise BundleError(f"{BUNDLE_FILE}: {key} must be a text, not {value!r}")
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise BundleError(f"{BUNDLE_FILE}: {key} must be a text on one line, not {value!r}")
     return value
 
 
@@ -374,7 +434,7 @@ def _number(parent: Mapping[str, Any], key: str) -> float:
 
 
 def _as_number(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise BundleError(f"{BUNDLE_FILE}: {key} must be a finite number, not {value!r}")
     return float(value)
 

@@ -5,7 +5,8 @@
     ├── BundleError    the model is missing or not what its manifest promises (exit code 5)
     ├── EngineError    no engine, device or precision as asked for on this machine (exit code 2)
     ├── SettingsError  settings that contradict each other or have no meaning (exit code 2)
-    └── OutputError    a result cannot be written: no such folder, read-only, full (exit code 1)
+    ├── OutputError    a result cannot be written: no such folder, read-only, full (exit code 1)
+    └── SegmentationCancelled  the caller asked to stop (exit code 130)
 
 Every message says what was given, what is expected and how to mend it. Errors of other libraries are
 translated at the seam where they occur, with ``raise … from``.
@@ -46,3 +47,9 @@ class SettingsError(CovidsegError):
 
 class OutputError(CovidsegError):
     """A result cannot be written; what lay there before is untouched."""
+
+
+class SegmentationCancelled(CovidsegError):  # noqa: N818 - nothing went wrong
+    """The caller set the event that cancels; there is no result."""
+
+    exit_code: ClassVar[int] = 130

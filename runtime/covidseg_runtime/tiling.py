@@ -1,6 +1,7 @@
 """Tiles: where they lie, how much each voxel of them counts, and the memory-bounded sum of their logits."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,9 @@ from numpy.typing import NDArray
 from covidseg_runtime.errors import SettingsError
 
 Shape = tuple[int, int, int]
+Average = Literal["logits", "probabilities"]
+AVERAGES: tuple[Average, ...] = ("logits", "probabilities")
+LARGEST_SIGMA = 10.0  # every voxel counts the same
 
 
 @dataclass(frozen=True)
@@ -17,13 +21,24 @@ class TilePlan:
     Attributes:
         tile_shape: Voxels (z, y, x) of a tile; fixed by the exported network.
         step: Largest distance of neighbouring tiles as a share of the tile, above 0 and at most 1.
+        importance_sigma: Sigma of the Gaussian by which a tile's voxels count, as a share of the tile. Instance
+            normalisation makes an answer depend on what its tile holds, so how tiles are merged matters.
+        average: What is averaged where tiles overlap.
     """
 
     tile_shape: Shape
     step: float
+    importance_sigma: float = 0.125
+    average: Average = "logits"
 
     def __post_init__(self) -> None:
         """Refuse tiles without voxels and steps that would leave gaps."""
+        if not 0 < self.importance_sigma <= LARGEST_SIGMA:
+            raise SettingsError(
+                f"importance_sigma is {self.importance_sigma}: expected a number above 0 and at most {LARGEST_SIGMA}."
+            )
+        if self.average not in AVERAGES:
+            raise SettingsError(f"average is {self.average!r}: expected one of {', '.join(AVERAGES)}.")
         if len(self.tile_shape) != 3 or min(self.tile_shape) < 1:
             raise SettingsError(f"tile_shape is {self.tile_shape}: expected three positive numbers.")
         if not 0 < self.step <= 1:
@@ -70,8 +85,12 @@ def grid_tiles(image_shape: Shape, plan: TilePlan) -> tuple[Tile, ...]:
     return tuple(Tile((i, j, k), (z, y, x)) for i in z_starts for j in y_starts for k in x_starts)
 
 
-def gaussian_importance(tile_shape: Shape) -> NDArray[np.float32]:
-    """Weight of each voxel of a tile: a Gaussian about its centre, sigma an eighth of the tile (nnU-Net's).
+def gaussian_importance(tile_shape: Shape, sigma: float = 0.125) -> NDArray[np.float32]:
+    """Weight of each voxel of a tile: a Gaussian about its centre.
+
+    Args:
+        tile_shape: Voxels (z, y, x).
+        sigma: As a share of the tile; an eighth is nnU-Net's.
 
     Returns:
         Array of ``tile_shape``, float32, greatest value 1, smallest 1e-3: positive everywhere, so that a voxel
@@ -79,7 +98,7 @@ def gaussian_importance(tile_shape: Shape) -> NDArray[np.float32]:
     """
     profiles = []
     for n in tile_shape:
-        distance = (np.arange(n) - (n - 1) / 2) / (n / 8)
+        distance = (np.arange(n) - (n - 1) / 2) / (n * sigma)
         profiles.append(np.exp(-0.5 * distance**2))
     z, y, x = profiles
     importance = z[:, None, None] * y[None, :, None] * x[None, None, :]

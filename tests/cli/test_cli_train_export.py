@@ -42,7 +42,7 @@ def training(here: Path) -> Result:
 @pytest.fixture(scope="module")
 def exporting(here: Path, training: Result) -> Result:
     """`covidseg export` of that run."""
-    return covidseg("export", "runs/tiny", "-o", "tiny-bundle")
+    return covidseg("export", "runs/tiny", "-o", "tiny-bundle", "--precision", "fp32,fp16,int8", "--force")
 
 
 def test_the_run_is_named_after_its_configuration_and_tells_where_the_best_is(training: Result, here: Path) -> None:
@@ -61,13 +61,20 @@ def test_the_same_command_again_has_nothing_left_to_do(training: Result, here: P
     assert (here / "runs" / "tiny" / "log.csv").read_bytes() == log
 
 
-def test_export_prints_the_parity_of_both_engines(exporting: Result) -> None:
+def test_export_prints_the_parity_of_every_file_in_every_engine(exporting: Result) -> None:
     assert exporting.exit_code == 0, exporting.output
-    bundle, *engines = exporting.stdout.splitlines()
+    *lines, bundle = exporting.stdout.splitlines()
     assert bundle == "bundle: tiny-bundle"
-    voxels = drawn_chest()[0].size
-    assert [line.partition(":")[0] for line in engines] == ["openvino", "onnxruntime"]
-    assert all(line.endswith(f"of {voxels} labels differ") for line in engines)
+    for scan in ("case_c", "case_a"):
+        for row in (
+            "model.onnx on openvino f32",
+            "model.onnx on onnxruntime f32",
+            "model.fp16.onnx on openvino f16",
+            "model.fp16.onnx on onnxruntime f16",
+            "model.int8.onnx on openvino int8",
+            "model.int8.onnx on onnxruntime int8",
+        ):
+            assert any(line.startswith(f"{scan}: {row}: logits differ by") for line in lines), row
 
 
 def test_the_bundle_says_how_it_was_made_and_what_was_measured(exporting: Result, here: Path) -> None:
@@ -76,11 +83,53 @@ def test_the_bundle_says_how_it_was_made_and_what_was_measured(exporting: Result
     assert description["training"]["seed"] == 0
     assert description["training"]["steps"] in (10, 20)  # of the checkpoint that was best
     assert [result["case"] for result in description["metrics"]["held_out"]] == ["case_c"]
-    assert description["parity"]["engines"]["openvino"]["max_logit_difference"] <= 1e-3
+    parity = description["parity"]
+    assert all(row["max_logit_difference"] <= 1e-3 for row in parity["results"] if row["precision"] == "f32")
+    assert parity["forced"] is any(not row["passed"] for row in parity["results"] if row["precision"] != "bf16")
     card = (here / "tiny-bundle" / "MODEL_CARD.md").read_text()
     assert "Research use only" in card
     assert "| case_c |" in card
     assert "CC BY-NC-SA 4.0" in card
+    assert ("Written by force" in card) is parity["forced"]
+
+
+def test_a_precision_outside_its_limits_writes_nothing(training: Result, here: Path) -> None:
+    result = covidseg(
+        "export", "runs/tiny", "-o", "refused", "--precision", "fp32,int8", "--int8-dsc-change", "0", "--scan",
+        "case_c_ct.nii.gz", "--truth", "case_c_infection.nii.gz",
+    )  # fmt: skip
+    assert result.exit_code == 5, result.output
+    assert "model.int8.onnx on openvino (int8) differs from torch on case_c_ct.nii.gz" in result.stderr
+    assert not (here / "refused").exists()
+
+
+def test_the_best_of_a_folder_is_printed_and_exported(training: Result, here: Path) -> None:
+    result = covidseg("export", "--best", "runs", "--ensemble", "-o", "best-bundle")
+    assert result.exit_code == 0, result.output
+    head, best, chosen, *_ = result.stdout.splitlines()
+    assert head.split() == ["arm", "folds", "validation", "DSC", "NSD", "parameters"]
+    assert best.startswith("tiny, 1 cases")
+    assert chosen == "chosen: tiny, 1 cases, all 1 folds"
+    assert json.loads((here / "best-bundle" / "bundle.json").read_text())["network"]["architecture"] == "FoldEnsemble"
+
+
+def test_a_bundle_can_be_exported_again(exporting: Result, here: Path) -> None:
+    result = covidseg("export", "tiny-bundle", "-o", "again", "--data", ".")
+    assert result.exit_code == 0, result.output
+    first, second = (here / name / "model.onnx" for name in ("tiny-bundle", "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_triton_repository_is_written_from_a_bundle(exporting: Result, here: Path) -> None:
+    result = covidseg("export", "tiny-bundle", "--triton", "triton")
+    assert result.exit_code == 0, result.output
+    assert (here / "triton" / "tiny-fp32" / "config.pbtxt").is_file()
+
+
+def test_a_plan_without_tensorrt_is_one_sentence(exporting: Result) -> None:
+    result = covidseg("export", "tiny-bundle", "--trt")
+    assert result.exit_code == 2
+    assert "TensorRT cannot be loaded" in result.stderr
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
@@ -144,6 +193,8 @@ def test_without_torch_the_pip_line_is_given(monkeypatch: pytest.MonkeyPatch, ar
     assert line.endswith(f"needs torch, which is not installed: pip install 'covidseg[{extra}]'")
 
 
-def test_export_needs_a_run_and_an_output(here: Path) -> None:
-    assert covidseg("export", "missing", "-o", "bundle").exit_code == 2
+def test_export_needs_a_run_or_a_bundle_and_an_output(here: Path) -> None:
+    assert covidseg("export", "missing", "-o", "bundle").exit_code == 5
+    assert covidseg("export", "-o", "bundle").exit_code == 2
     assert covidseg("export", ".").exit_code == 2
+    assert covidseg("export", ".", "--ensemble", "-o", "bundle").exit_code == 2

@@ -1,80 +1,120 @@
-"""Parity is measured through the runtime's tiling, and an engine that drifts is refused."""
+"""Parity is measured through the whole runtime, and what differs is refused in words."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from phantom import pointwise_logits
+from phantom import PHANTOM_SPACING_MM, phantom_hu, phantom_labels, pointwise_logits, spl_affine
 
-from covidseg_export.parity import ParityScan, check_parity, require_parity
+from covidseg_export.parity import Candidate, ParityCheck, ParityLimits, ParityScan, require_parity
+from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.engines.fake_engine import PointwiseEngine
 from covidseg_runtime.errors import BundleError
-from covidseg_runtime.intensity import HounsfieldScaling
-from covidseg_runtime.tiling import TilePlan
+from covidseg_runtime.volume import Volume
 
-SHAPE = (20, 24, 28)
-
-
-def three_classes(tiles):
-    return pointwise_logits(tiles)[:, (0, 1, 3)]
+VOXEL_ML = float(np.prod(PHANTOM_SPACING_MM)) / 1000
+LIMITS = ParityLimits()
 
 
 @pytest.fixture
-def scan():
-    hu = np.full(SHAPE, 40, np.int16)
-    hu[4:16, 4:20, 4:24] = -850
-    hu[8:12, 8:12, 8:12] = -300
-    scaling = HounsfieldScaling(lower_hu=-1000, upper_hu=200, mean_hu=0, sd_hu=100)
-    return ParityScan(hu, scaling, TilePlan(tile_shape=(16, 16, 16), step=0.5))
+def check(tiny_bundle):
+    scan = ParityScan("phantom", Volume(phantom_hu(), spl_affine(PHANTOM_SPACING_MM)), phantom_labels() == 3)
+    return ParityCheck(load_bundle(tiny_bundle), PointwiseEngine(pointwise_logits), scan)
 
 
-def compare(change, scan):
-    (parity,) = check_parity(
-        PointwiseEngine(three_classes), {"other": PointwiseEngine(lambda tiles: change(three_classes(tiles)))}, scan
-    ).values()
-    return parity
+def compare(check, change, precision="f32"):
+    engine = PointwiseEngine(lambda tiles: change(pointwise_logits(tiles)))
+    engine.precision = precision
+    return check.compare(Candidate("model.onnx", engine))
 
 
-def test_the_same_network_has_no_difference(scan):
-    parity = compare(lambda logits: logits, scan)
-    assert parity.max_logit_difference == 0
+def test_the_same_network_has_no_difference(check):
+    parity = compare(check, lambda logits: logits)
+    assert parity.max_logit_difference == parity.mean_logit_difference == 0
     assert parity.flipped_voxels == 0
-    assert parity.voxels == np.prod(SHAPE)
-    assert parity.infection_dice == 1
-    require_parity({"other": parity})
+    assert parity.voxels == phantom_labels().size
+    assert (parity.infection_dice, parity.dsc, parity.torch_dsc) == (1, 1, 1)
+    assert parity.infection_ml == pytest.approx(6 * 7 * 7 * VOXEL_ML, abs=1e-3)
+    assert parity.volume_change_ml == 0
+    require_parity((parity,), LIMITS)
 
 
-def test_a_shift_of_every_logit_is_its_size_and_flips_nothing(scan):
-    parity = compare(lambda logits: logits + np.float32(0.5), scan)
+def test_a_shift_of_every_logit_is_its_size_and_flips_nothing(check):
+    parity = compare(check, lambda logits: logits + np.float32(0.5))
     assert parity.max_logit_difference == pytest.approx(0.5, abs=1e-5)
     assert parity.mean_logit_difference == pytest.approx(0.5, abs=1e-5)
     assert parity.flipped_voxels == 0
-    with pytest.raises(BundleError, match=r"differs from torch by 5\.00e-01 .* Nothing was written"):
-        require_parity({"other": parity})
+    with pytest.raises(
+        BundleError, match=r"differs from torch on phantom: a logit differs by 5\.00e-01"
+    ):
+        require_parity((parity,), LIMITS)
 
 
-def test_flipped_voxels_are_those_that_change_their_class(scan):
-    def infection_becomes_lung(logits):
-        changed = logits.copy()
-        changed[:, 1] = np.where(logits[:, 2] >= logits.max(axis=1), logits[:, 2] + 1, logits[:, 1])
-        return changed
-
-    parity = compare(infection_becomes_lung, scan)
-    assert parity.flipped_voxels == 4 * 4 * 4
-    assert parity.infection_dice == 0
-    assert not parity.holds
+def lose_infection(logits):
+    changed = logits.copy()
+    changed[:, 3] = -100
+    return changed
 
 
-def test_a_few_flipped_voxels_alone_are_reason_enough(scan):
-    """Ties may flip within the logit tolerance: one voxel in 100,000 is allowed, here one of 13,440 is not."""
-    hu = scan.hu.copy()
-    hu[8, 8, 8] = -150  # infection and background have the same logit here
-    tie = ParityScan(hu, scan.scaling, scan.plan)
-    nudge = np.array([1e-4, 0, 0], np.float32)[:, None, None, None]
-    parity = compare(lambda logits: logits - nudge, tie)
-    assert parity.max_logit_difference <= 1e-3
-    assert parity.flipped_voxels == 1
-    assert not parity.holds
+def test_infection_that_is_lost_is_counted_in_voxels_volume_and_dsc(check):
+    parity = compare(check, lose_infection)
+    assert parity.flipped_voxels == 6 * 7 * 7
+    assert parity.volume_change_ml == pytest.approx(-6 * 7 * 7 * VOXEL_ML, abs=1e-3)
+    assert (parity.infection_dice, parity.dsc, parity.torch_dsc) == (0, 0, 1)
+    assert parity.dsc_change == 1
+    for precision in ("f32", "bf16", "f16", "int8"):
+        assert replace(parity, precision=precision).faults(LIMITS)
 
 
-def test_without_any_infection_its_dice_is_unknown(scan):
-    healthy = ParityScan(np.full(SHAPE, -850, np.int16), scan.scaling, scan.plan)
-    assert compare(lambda logits: logits, healthy).infection_dice is None
+def test_rounding_is_allowed_in_half_precision_and_not_in_float32(check):
+    generator = np.random.default_rng(0)
+    parity = compare(check, lambda logits: logits + generator.normal(0, 0.005, logits.shape).astype(np.float32), "f16")
+    assert parity.mean_logit_difference == pytest.approx(0.005 * np.sqrt(2 / np.pi), rel=0.05)
+    assert parity.faults(LIMITS) == ()
+    assert replace(parity, precision="f32").faults(LIMITS)
+
+
+def test_a_small_shift_that_no_label_shows_is_still_caught_in_half_precision(check):
+    """As a bias that was lost would be."""
+    parity = compare(check, lambda logits: logits + np.float32(0.05), "f16")
+    assert parity.dsc_change == 0
+    assert parity.faults(LIMITS) == ("the mean logit differs by 5.00e-02, 1e-02 is allowed",)
+
+
+def test_the_limits_are_those_of_the_precision(check):
+    parity = replace(compare(check, lambda logits: logits), dsc=0.997, torch_dsc=1.0)
+    assert replace(parity, precision="f16").faults(LIMITS)
+    assert replace(parity, precision="int8").faults(LIMITS) == ()
+    assert replace(parity, precision="bf16").faults(LIMITS) == ()
+    assert replace(parity, precision="int8").faults(ParityLimits(int8_dsc_change=0.002))
+
+
+def test_without_a_truth_the_dsc_against_torch_is_judged(check):
+    parity = replace(compare(check, lambda logits: logits), dsc=None, torch_dsc=None, infection_dice=0.99)
+    assert parity.dsc_change == pytest.approx(0.01)
+
+
+def test_not_a_number_is_outside_every_limit(check):
+    def overflow(logits):
+        return np.where(np.arange(logits.shape[-1]) == 3, np.float32(np.nan), logits)
+
+    for precision in ("f32", "f16", "int8"):
+        assert compare(check, overflow, precision).faults(LIMITS)
+
+
+def test_logits_of_another_shape_are_refused(check):
+    with pytest.raises(BundleError, match=r"gives logits of shape \(1, 3, 16, 16, 16\), torch \(1, 4, 16, 16, 16\)"):
+        compare(check, lambda logits: logits[:, :3])
+
+
+def test_the_result_as_json_says_whether_it_passed(check):
+    assert compare(check, lambda logits: logits).to_dict(LIMITS)["passed"] is True
+    assert compare(check, lose_infection).to_dict(LIMITS)["passed"] is False
+
+
+def test_bfloat16_is_recorded_and_refuses_nothing(check):
+    parity = compare(check, lose_infection, "bf16")
+    assert parity.to_dict(LIMITS)["passed"] is False
+    require_parity((parity,), LIMITS)
+    with pytest.raises(BundleError):
+        require_parity((replace(parity, precision="int8"),), LIMITS)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from covidseg_runtime.errors import SettingsError
 from covidseg_runtime.intensity import HounsfieldScaling
+from covidseg_runtime.tiling import Average, TilePlan
 from covidseg_train.datasets.catalog import get_dataset
 from covidseg_train.hybrid import Fusion
 from covidseg_train.toml_files import build_from_dict, read_toml
@@ -266,10 +267,18 @@ class TileConfig:
     Attributes:
         shape: Tile (z, y, x) in voxels; fixed in the exported graph.
         step: Distance of neighbouring tiles as a share of the tile.
+        importance_sigma: As of a bundle's tile plan.
+        average: Likewise.
     """
 
     shape: tuple[int, int, int] = (96, 96, 96)
     step: float = 0.75
+    importance_sigma: float = 0.125
+    average: Average = "logits"
+
+    def plan(self) -> TilePlan:
+        """As the runtime takes it."""
+        return TilePlan(self.shape, self.step, self.importance_sigma, self.average)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from covidseg_train.datasets.dataset import find_named_cases
 from covidseg_train.fit import LAST, fit
 from covidseg_train.simulated_infection import write_simulated_cases
 from covidseg_train.study_config import LesionSource, StudyConfig
+from covidseg_train.toml_files import build_from_dict
 from covidseg_train.validate import measure_checkpoint
 
 SCRATCH_SOURCE = "none"
@@ -109,12 +110,18 @@ def require_same_study(study: StudyConfig, places: Places) -> None:
     Raises:
         SettingsError: If they differ: cells of two studies must not end in one table.
     """
-    path, values = places.study / "study.json", json.loads(json.dumps(asdict(study)))
+    path = places.study / "study.json"
     with claim(places.study / "study.lock", wait=True):
         if not path.is_file():
-            write_json(path, values)
-        elif json.loads(path.read_text("utf-8")) != values:
+            write_json(path, json.loads(json.dumps(asdict(study))))
+        elif _read_study(path) != study:
             raise SettingsError(f"{places.study} holds another study than {study.name} as it is now; give another -o.")
+
+
+def _read_study(path: Path) -> StudyConfig:
+    """A study as it was written down; what it could not say yet at that time has its default."""
+    values = json.loads(path.read_text("utf-8"))
+    return build_from_dict(StudyConfig, {key: value for key, value in values.items() if value is not None}, str(path))
 
 
 def list_cells(study: StudyConfig) -> tuple[Cell, ...]:

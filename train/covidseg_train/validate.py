@@ -11,9 +11,8 @@ from covidseg_runtime.engines.engine import Engine
 from covidseg_runtime.intensity import clip_and_scale_hounsfield
 from covidseg_runtime.lung_box import find_lung_box
 from covidseg_runtime.metrics import CaseMeasures, dice, measure_case
-from covidseg_runtime.resampling import GridPair, to_source_grid
+from covidseg_runtime.resampling import GridPair, to_source_labels
 from covidseg_runtime.sliding_window import LogitSlab, predict_tiled
-from covidseg_runtime.tiling import TilePlan
 from covidseg_runtime.volume import MODEL_ORIENTATION, Volume, to_orientation
 from covidseg_train.checkpoint import load_network
 from covidseg_train.config import ExperimentConfig
@@ -31,7 +30,7 @@ def predict_slabs(engine: Engine, case: PreparedCase, config: ExperimentConfig) 
 
     As in the runtime, only the box of the lungs is predicted; outside it the background is certain.
     """
-    plan = TilePlan(tile_shape=config.tiles.shape, step=config.tiles.step)
+    plan = config.tiles.plan()
     box = find_lung_box(case.hu, case.spacing_mm)
     hu, (_, rows, columns) = case.hu[box.slices], box.slices
     yield _background_slab(case, config, 0, box.start[0])
@@ -45,7 +44,7 @@ def predict_slabs(engine: Engine, case: PreparedCase, config: ExperimentConfig) 
 
 def _background_slab(case: PreparedCase, config: ExperimentConfig, start: int, stop: int) -> LogitSlab:
     logits = np.zeros((config.network.classes, stop - start, *case.hu.shape[1:]), np.float32)
-    logits[0] = CERTAIN_LOGIT
+    logits[0] = 1.0 if config.tiles.average == "probabilities" else CERTAIN_LOGIT
     return LogitSlab(start, logits)
 
 
@@ -91,17 +90,11 @@ def measure_checkpoint(
 
 
 def predict_lesion(engine: Engine, case: PreparedCase, source: Volume, config: ExperimentConfig) -> NDArray[np.bool_]:
-    """The lesion, the last class, on the grid of ``source``, (Z, Y, X) in orientation SPL.
-
-    Two logits are told apart by their difference, which is all that has to be resampled.
-    """
+    """The lesion, the last class, on the grid of ``source``, (Z, Y, X) in orientation SPL."""
     grids = GridPair.for_spacing(source.shape, source.spacing_mm, config.grid.spacing_mm)
-    slabs = predict_slabs(engine, case, config)
-    if config.network.classes == 2:
-        slabs = (LogitSlab(slab.start, slab.logits[1:] - slab.logits[:1]) for slab in slabs)
     mask = np.zeros(source.shape, np.bool_)
-    for z, logits in to_source_grid(slabs, grids):
-        mask[z] = logits[0] > 0 if len(logits) == 1 else logits.argmax(axis=0) == config.network.classes - 1
+    for z, classes in to_source_labels(predict_slabs(engine, case, config), grids):
+        mask[z] = classes == config.network.classes - 1
     return mask
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from covidseg_runtime.engines.telemetry import import_without_telemetry
 from covidseg_runtime.errors import EngineError
 
-PRECISIONS = ("f32", "bf16", "f16")
+PRECISIONS = ("f32", "bf16", "f16", "int8")
 
 
 class OpenVinoEngine:
@@ -34,7 +34,9 @@ class OpenVinoEngine:
 
         Args:
             model_path: An ONNX file that `load_bundle` verified.
-            precision: "f32", or "bf16" or "f16" where the processor can.
+            precision: What is computed in: "f32"; "bf16" where the processor can; "f16" for an fp16 file, whose half
+                precision is computed in float32 where the processor has none; "int8" for a quantised file, whose
+                other layers are computed in float32.
             threads: Number of CPU threads; None leaves the choice to OpenVINO.
 
         Raises:
@@ -44,11 +46,12 @@ class OpenVinoEngine:
         if precision not in PRECISIONS:
             raise EngineError(f"precision {precision!r} is unknown: expected one of {PRECISIONS}")
         core = openvino.Core()
-        if precision not in cpu_precisions(core):
-            raise EngineError(f"this CPU cannot compute in {precision}; it can {', '.join(cpu_precisions(core))}")
+        able = cpu_precisions(core)
+        if precision == "bf16" and precision not in able:
+            raise EngineError(f"this CPU cannot compute in {precision}; it can {', '.join(able)}")
         self.precision = precision
         hints: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": precision if precision in able else "f32",
             "PERFORMANCE_HINT": "LATENCY",
         }
         if threads is not None:
@@ -109,3 +112,13 @@ def cpu_precisions(core: Any) -> tuple[str, ...]:  # noqa: ANN401 - openvino.Cor
     capabilities = set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     names = {"bf16": "BF16", "f16": "FP16"}
     return ("f32", *(precision for precision, name in names.items() if name in capabilities))
+
+
+def openvino_fast_precisions() -> tuple[str, ...]:
+    """Those of "int8" and "bf16" that this CPU has instructions for, the fastest first.
+
+    Raises:
+        EngineError: if OpenVINO is not installed.
+    """
+    capabilities = set(import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return tuple(precision for precision, name in (("int8", "INT8"), ("bf16", "BF16")) if name in capabilities)

@@ -1,0 +1,234 @@
+"""What is exported: the best checkpoint of a training, several folds as an ensemble, or an earlier bundle's network."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import numpy_helper
+
+from covidseg_export.ensemble import FoldEnsemble
+from covidseg_runtime.bundle import ModelBundle, PreprocessingSpec
+from covidseg_runtime.errors import BundleError
+from covidseg_runtime.tiling import TilePlan
+from covidseg_runtime.volume import MODEL_ORIENTATION
+from covidseg_train.checkpoint import Checkpoint, load_network
+from covidseg_train.datasets.catalog import DATASETS, get_dataset
+from covidseg_train.fit import BEST
+from covidseg_train.hybrid import HybridEncoderUNet, SelectiveFusion
+from covidseg_train.unet import SegmentationNetwork, UNet3d, UNetSpec, count_parameters
+
+CLASSES_BY_COUNT: Mapping[int, tuple[str, ...]] = {
+    2: ("background", "infection"),
+    3: ("background", "lung", "infection"),
+}
+
+
+@dataclass(frozen=True)
+class SourceCases:
+    """The cases of a training.
+
+    Attributes:
+        dataset: Name of the data set.
+        root: Where its cases lie on this machine; None if nobody said.
+        train: Those learned from.
+        held_out: Those never read while training; cases that only drew a curve count where none is held out.
+    """
+
+    dataset: str
+    root: Path | None
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ExportSource:
+    """A network and what is known of it.
+
+    Attributes:
+        network: Torch, fp32, on the CPU.
+        name: Name of the bundle.
+        version: Version of the bundle.
+        classes: What the network tells apart.
+        preprocessing: How a scan becomes its input.
+        tile_plan: Its tiles.
+        training: The section ``training`` of bundle.json.
+        licence: Of the weights.
+        cases: Its data.
+    """
+
+    network: SegmentationNetwork
+    name: str
+    version: str
+    classes: tuple[str, ...]
+    preprocessing: PreprocessingSpec
+    tile_plan: TilePlan
+    training: Mapping[str, Any]
+    licence: str
+    cases: SourceCases
+
+
+def read_run(run_folder: Path, *, version: str, data_root: Path | None = None) -> ExportSource:
+    """The best checkpoint of a run.
+
+    Raises:
+        BundleError: If the folder holds none.
+    """
+    if not (run_folder / BEST).is_file():
+        raise BundleError(f"{run_folder} holds no {BEST}; give the folder of a finished `covidseg train`.")
+    network, checkpoint = load_network(run_folder / BEST)
+    config = checkpoint.config
+    dataset = get_dataset(config.data.dataset)
+    return ExportSource(
+        network=network,
+        name=config.name,
+        version=version,
+        classes=CLASSES_BY_COUNT[config.network.classes],
+        preprocessing=PreprocessingSpec(MODEL_ORIENTATION, config.grid.spacing_mm, config.grid.scaling),
+        tile_plan=config.tiles.plan(),
+        training=describe_training(checkpoint),
+        licence=dataset.licence,
+        cases=SourceCases(
+            dataset=dataset.name,
+            root=data_root or Path(config.data.root),
+            train=config.data.train,
+            held_out=config.data.test or config.data.validation,
+        ),
+    )
+
+
+def read_ensemble(run_folders: Sequence[Path], *, version: str, data_root: Path | None = None) -> ExportSource:
+    """Several folds as one network.
+
+    No case counts as held out: what one fold did not see, another learned from.
+
+    Raises:
+        BundleError: If the folds do not share grid, window, tiles and classes.
+    """
+    folds = [read_run(folder, version=version, data_root=data_root) for folder in run_folders]
+    first = folds[0]
+    for fold in folds[1:]:
+        if (fold.preprocessing, fold.tile_plan, fold.classes) != (first.preprocessing, first.tile_plan, first.classes):
+            raise BundleError(f"{fold.name} and {first.name} differ in grid, window, tiles or classes: no ensemble.")
+    learned = tuple(sorted({case for fold in folds for case in fold.cases.train}))
+    held_out = tuple(case for case in first.cases.held_out if case not in learned)
+    training = {**first.training, "train": list(learned), "test": list(held_out), "folds": len(folds)}
+    return replace(
+        first,
+        network=FoldEnsemble([fold.network for fold in folds]).eval(),
+        name=f"{first.name}-ensemble-of-{len(folds)}",
+        training=training,
+        cases=replace(first.cases, train=learned, held_out=held_out),
+    )
+
+
+def read_bundle(bundle: ModelBundle, *, version: str, data_root: Path | None = None) -> ExportSource:
+    """The network of a bundle, rebuilt in torch from its fp32 graph.
+
+    Raises:
+        BundleError: If the bundle does not describe its network well enough.
+    """
+    training = dict(bundle.card.get("training", {}))
+    dataset = next((one.name for one in DATASETS.values() if one.title == training.get("dataset")), "")
+    return ExportSource(
+        network=load_bundle_network(bundle),
+        name=bundle.name,
+        version=version,
+        classes=bundle.classes,
+        preprocessing=bundle.preprocessing,
+        tile_plan=bundle.tile_plan,
+        training=training,
+        licence=str(bundle.card.get("licence", "not stated")),
+        cases=SourceCases(
+            dataset=dataset,
+            root=data_root,
+            train=tuple(training.get("train", ())),
+            held_out=tuple(training.get("test", ()) or training.get("validation", ())),
+        ),
+    )
+
+
+def load_bundle_network(bundle: ModelBundle) -> SegmentationNetwork:
+    """Rebuild the torch network of a bundle: the tensors of its fp32 graph keep their names.
+
+    Raises:
+        BundleError: If network and graph do not fit.
+    """
+    card = bundle.card.get("network", {})
+    network = _build(bundle, card)
+    graph = onnx.load(bundle.model_path("fp32"), load_external_data=False).graph
+    # The exporter wraps the network; graphs of version 0.1 are not wrapped and call their one head `head`.
+    found = {re.sub(r"^head\.", "heads.0.", one.name.removeprefix("network.")): one for one in graph.initializer}
+    weights = {}
+    for name, value in network.state_dict().items():
+        if name not in found:
+            raise BundleError(f"bundle {bundle.name!r} holds no tensor {name}: it cannot be rebuilt in torch.")
+        weights[name] = torch.from_numpy(numpy_helper.to_array(found[name]).copy()).reshape(value.shape)
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def _build(bundle: ModelBundle, card: Mapping[str, Any]) -> SegmentationNetwork:
+    try:
+        spec = UNetSpec(
+            classes=len(bundle.classes),
+            widths=tuple(card["widths"]),
+            strides=tuple((z, y, x) for z, y, x in card["strides"]),
+            supervised_levels=1,
+            finest_kernel=tuple(card.get("finest_kernel", (3, 3, 3))),
+            normalisation=card.get("normalisation", "instance"),
+        )
+        if card["architecture"] in ("UNet3d", "MultiTaskUNet"):  # the heads of other tasks are not exported
+            return UNet3d(spec)
+        if card["architecture"] == "HybridEncoderUNet":
+            return HybridEncoderUNet(spec, card["fusion"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"bundle {bundle.name!r} does not describe its network ({error}).") from error
+    raise BundleError(f"bundle {bundle.name!r} holds a {card['architecture']}, which cannot be rebuilt in torch.")
+
+
+def describe_network(network: SegmentationNetwork, opset: int) -> dict[str, Any]:
+    """The section ``network`` of bundle.json: enough to build the network again."""
+    spec = network.spec
+    description: dict[str, Any] = {
+        "architecture": type(network).__name__,
+        "parameters": count_parameters(network),
+        "widths": list(spec.widths),
+        "strides": [list(stride) for stride in spec.strides],
+        "finest_kernel": list(spec.finest_kernel),
+        "normalisation": spec.normalisation,
+        "opset": opset,
+    }
+    if isinstance(network, HybridEncoderUNet):
+        selective = isinstance(network.fusions[0], SelectiveFusion)
+        description["fusion"] = "selective" if selective else "concatenation"
+    if isinstance(network, FoldEnsemble):
+        description["members"] = [describe_network(member, opset) for member in network.folds]
+    return description
+
+
+def describe_training(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Data, recipe and seed of the training."""
+    config = checkpoint.config
+    dataset = get_dataset(config.data.dataset)
+    return {
+        "experiment": config.name,
+        "dataset": dataset.title,
+        "licence": dataset.licence,
+        "citation": dataset.citation,
+        "train": list(config.data.train),
+        "validation": list(config.data.validation),
+        "test": list(config.data.test),
+        "strategy": config.transfer.strategy,
+        "sources": [asdict(source) for source in config.data.sources],
+        "seed": config.run.seed,
+        "steps": checkpoint.progress.step,
+        "batch_size": config.patches.batch_size,
+        "patch_shape": list(config.patches.shape),
+        "optimiser": config.optimiser.name,
+        "minutes": round(checkpoint.progress.seconds / 60, 1),
+        "validation_dsc": checkpoint.progress.best_score,
+    }
