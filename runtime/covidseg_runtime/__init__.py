@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         CovidsegError,
         EngineError,
         OutputError,
+        SegmentationCancelled,
         SettingsError,
         VolumeError,
     )
@@ -60,6 +61,7 @@ __all__ = [
     "PreprocessingSpec",
     "SegmentSettings",
     "Segmentation",
+    "SegmentationCancelled",
     "Segmenter",
     "SettingsError",
     "TilePlan",
@@ -95,6 +97,7 @@ _MODULE_OF = {
     "PreprocessingSpec": "bundle",
     "SegmentSettings": "segmenter",
     "Segmentation": "segmenter",
+    "SegmentationCancelled": "errors",
     "Segmenter": "segmenter",
     "OutputError": "errors",
     "SettingsError": "errors",

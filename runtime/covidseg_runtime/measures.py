@@ -1,12 +1,13 @@
 """What a report says about a label map: volumes in mL, percentages, HU classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from covidseg_runtime.coarse_grid import CoarseLabels
+from covidseg_runtime.coarse_grid import CoarseLabels, label_box
+from covidseg_runtime.lesions import Lesions
 
 LEFT_LUNG, RIGHT_LUNG, INFECTION = 1, 2, 3
 CONSOLIDATION_FROM_HU = -300
@@ -31,7 +32,7 @@ class Measures:
     (judged on voxels about 3 mm apart).
 
     Attributes:
-        lung_volume_ml: Lung ∪ infection.
+        lung_volume_ml: Lung ∪ infection; None where the network labels no lungs.
         infection_volume_ml: Infection.
         infection_percent: Infection / (lung ∪ infection) × 100; None without lung.
         ground_glass_ml: Infected voxels below -300 HU.
@@ -60,71 +61,72 @@ def measure(labels: NDArray[np.uint8], hu: NDArray[Any], spacing_mm: Spacing) ->
         spacing_mm: (z, y, x).
     """
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
-    counts = np.zeros(4, np.int64)
-    sums_hu = np.zeros(4, np.float64)
-    consolidated = 0
-    # Slice by slice: a scan-sized mask or float copy would cost more memory than the scan.
-    for plane, plane_hu in zip(labels, hu, strict=True):
-        flat = plane.ravel()
-        counts += np.bincount(flat, minlength=4)[:4]
-        sums_hu += np.bincount(flat, weights=plane_hu.ravel(), minlength=4)[:4]
-        consolidated += int(np.count_nonzero(plane_hu[plane == INFECTION] >= CONSOLIDATION_FROM_HU))
-    infected = int(counts[INFECTION])
-    in_left = count_infection_in_left(labels, spacing_mm) if infected else 0
-    infection = _sides(in_left * voxel_ml, (infected - in_left) * voxel_ml)
-    lung = _sides(
-        (int(counts[LEFT_LUNG]) + in_left) * voxel_ml, (int(counts[RIGHT_LUNG]) + infected - in_left) * voxel_ml
-    )
+    sums = _sum_voxels(labels, hu)
+    in_left = count_infection_in_left(labels, spacing_mm) if sums.infected else 0
+    infection = _sides(in_left * voxel_ml, (sums.infected - in_left) * voxel_ml)
+    lung = _sides((sums.left + in_left) * voxel_ml, (sums.right + sums.infected - in_left) * voxel_ml)
     return Measures(
         lung_volume_ml=lung,
         infection_volume_ml=infection,
         infection_percent=Sides(
             *(_percent(getattr(infection, side), getattr(lung, side)) for side in ("whole", "left", "right"))
         ),
-        ground_glass_ml=round((infected - consolidated) * voxel_ml, 3),
-        consolidation_ml=round(consolidated * voxel_ml, 3),
-        mean_lung_hu=_mean(float(sums_hu[1:].sum()), int(counts[1:].sum())),
-        mean_infection_hu=_mean(float(sums_hu[INFECTION]), infected),
-        lesion_count=count_lesions(labels),
+        ground_glass_ml=round((sums.infected - sums.consolidated) * voxel_ml, 3),
+        consolidation_ml=round(sums.consolidated * voxel_ml, 3),
+        mean_lung_hu=_mean(sums.labelled_hu, sums.left + sums.right + sums.infected),
+        mean_infection_hu=_mean(sums.infected_hu, sums.infected),
+        lesion_count=Lesions.of(labels, INFECTION).count if sums.infected else 0,
     )
+
+
+def without_lungs(measures: Measures) -> Measures:
+    """What is left where a network labels no lungs: lung volume, percentage and the lung's HU are unknown."""
+    unknown = Sides(None, None, None)
+    return replace(measures, lung_volume_ml=unknown, infection_percent=unknown, mean_lung_hu=None)
 
 
 def count_infection_in_left(labels: NDArray[np.uint8], spacing_mm: Spacing) -> int:
     """Infected voxels whose nearest lung voxel is of the left lung."""
     coarse = CoarseLabels.of(labels, spacing_mm)
-    lung = (coarse.labels == LEFT_LUNG) | (coarse.labels == RIGHT_LUNG)
+    left = coarse.labels == LEFT_LUNG
+    lung = left | (coarse.labels == RIGHT_LUNG)
     if not lung.any():
         # Without any lung the body's middle parts the sides; x grows to the patient's left.
-        return int(np.count_nonzero(labels[:, :, labels.shape[2] // 2 :] == INFECTION))
+        return sum(int(np.count_nonzero(plane[:, labels.shape[2] // 2 :] == INFECTION)) for plane in labels)
+    infected = coarse.highest == INFECTION
     return sum(
-        int(np.count_nonzero((plane == INFECTION) & (nearest_lung == LEFT_LUNG)))
-        for plane, nearest_lung in zip(labels, coarse.spread(coarse.labels, lung), strict=True)
+        int(np.count_nonzero((plane == INFECTION) & in_left))
+        for plane, in_left in coarse.planes_within(coarse.carry(left, lung, infected), labels)
     )
 
 
-def count_lesions(labels: NDArray[np.uint8]) -> int:
-    """Number of 26-connected infections."""
-    from scipy import ndimage
+@dataclass
+class _Sums:
+    """Voxels of each kind, and the sum of their HU."""
 
-    box = infection_box(labels)
-    if box is None:
-        return 0
-    _, count = ndimage.label(labels[box] == INFECTION, structure=np.ones((3, 3, 3)))
-    return int(count)
+    left: int = 0
+    right: int = 0
+    infected: int = 0
+    consolidated: int = 0
+    labelled_hu: float = 0.0
+    infected_hu: float = 0.0
 
 
-def infection_box(labels: NDArray[np.uint8]) -> tuple[slice, slice, slice] | None:
-    """Smallest box that holds all infection; None if there is none."""
-    infected_slices = [(z, plane == INFECTION) for z, plane in enumerate(labels) if (plane == INFECTION).any()]
-    if not infected_slices:
-        return None
-    footprint = np.logical_or.reduce([plane for _, plane in infected_slices])
-    ys, xs = np.flatnonzero(footprint.any(axis=1)), np.flatnonzero(footprint.any(axis=0))
-    return (
-        slice(infected_slices[0][0], infected_slices[-1][0] + 1),
-        slice(int(ys[0]), int(ys[-1]) + 1),
-        slice(int(xs[0]), int(xs[-1]) + 1),
-    )
+def _sum_voxels(labels: NDArray[np.uint8], hu: NDArray[Any]) -> _Sums:
+    """Only labelled voxels are looked at, slice by slice: a scan-sized copy would cost more memory than the scan."""
+    box = label_box(labels)
+    sums = _Sums()
+    for plane, plane_hu in zip(labels[box], hu[box], strict=True):
+        sums.left += int(np.count_nonzero(plane == LEFT_LUNG))
+        sums.right += int(np.count_nonzero(plane == RIGHT_LUNG))
+        sums.labelled_hu += float(plane_hu[plane > 0].sum(dtype=np.float64))
+        infected = plane == INFECTION
+        if infected.any():
+            infected_hu = plane_hu[infected]
+            sums.infected += infected_hu.size
+            sums.infected_hu += float(infected_hu.sum(dtype=np.float64))
+            sums.consolidated += int(np.count_nonzero(infected_hu >= CONSOLIDATION_FROM_HU))
+    return sums
 
 
 def _sides(left_ml: float, right_ml: float) -> Sides:

@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covidseg_runtime.coarse_grid import CoarseLabels
-from covidseg_runtime.measures import INFECTION, LEFT_LUNG, RIGHT_LUNG, infection_box
+from covidseg_runtime.lesions import Lesions
+from covidseg_runtime.measures import INFECTION, LEFT_LUNG, RIGHT_LUNG
 
 # The smaller lung of a patient has at least this share of the larger one's volume.
 SMALLEST_SHARE = 0.1
@@ -27,53 +28,49 @@ def remove_detached(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, f
 
     coarse = CoarseLabels.of(labels, spacing_mm)
     labelled = coarse.labels > 0
-    pieces, count = ndimage.label(labelled)
-    if count < 2:
+    pieces, _ = ndimage.label(labelled)
+    sizes = np.bincount(pieces.ravel(), minlength=1)[1:]
+    too_small = np.append(False, sizes < SMALLEST_SHARE * sizes.max(initial=0))
+    if not too_small.any():
         return 0.0
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    kept = sizes >= SMALLEST_SHARE * sizes.max()
     infected_voxels = 0
-    for plane, keep in zip(labels, coarse.spread(kept[pieces].astype(np.uint8), labelled), strict=True):
-        infected_voxels += int(np.count_nonzero((plane == INFECTION) & (keep == 0)))
-        plane *= keep
+    detached = coarse.carry(too_small[pieces], labelled, coarse.highest > 0)
+    for plane, cleared in coarse.planes_within(detached, labels):
+        infected_voxels += int(np.count_nonzero((plane == INFECTION) & cleared))
+        plane[cleared] = 0
     return infected_voxels * float(np.prod(spacing_mm)) / 1000.0
 
 
 def remove_small_lesions(
     labels: NDArray[np.uint8], spacing_mm: tuple[float, float, float], min_lesion_ml: float
 ) -> NDArray[np.uint8]:
-    """Turn infections too small to trust back into what surrounds them.
+    """Turn infections too small to trust back into what surrounds them, in place.
 
     Args:
-        labels: (Z, Y, X), classes 0 to 3; not changed.
+        labels: (Z, Y, X), classes 0 to 3.
         spacing_mm: (z, y, x).
         min_lesion_ml: 26-connected infections of a smaller volume are removed.
 
     Returns:
-        Labels; a removed infection has the label of the lung that most of its neighbours belong to, or is
+        ``labels``; a removed infection has the label of the lung that most of its neighbours belong to, or is
         background if none of them is lung.
     """
     from scipy import ndimage
 
-    box = infection_box(labels)
-    if box is None or min_lesion_ml <= 0:
+    if min_lesion_ml <= 0:
         return labels
-    cleaned = labels.copy()
-    # One voxel around the box, so that every lesion has its neighbours.
-    wide = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
-    region = cleaned[wide]
-    neighbourhood = np.ones((3, 3, 3), bool)
-    components, _ = ndimage.label(region == INFECTION, structure=neighbourhood)
-    volumes_ml = np.bincount(components.ravel()) * float(np.prod(spacing_mm)) / 1000.0
-    for index, place in enumerate(ndimage.find_objects(components), start=1):
-        if volumes_ml[index] >= min_lesion_ml:
-            continue
-        around = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in place)
-        lesion = components[around] == index
-        neighbours = region[around][ndimage.binary_dilation(lesion, neighbourhood) & ~lesion]
-        region[around][lesion] = _most_frequent_lung(neighbours)
-    return cleaned
+    lesions = Lesions.of(labels, INFECTION)
+    volumes_ml = lesions.voxels * float(np.prod(spacing_mm)) / 1000.0
+    neighbourhood = np.ones((3, 3, 3), np.bool_)
+    for place in lesions.places(np.flatnonzero(volumes_ml < min_lesion_ml)):
+        start = [max(0, int(indices.min()) - 1) for indices in place]
+        # One voxel around the lesion, where the map has it.
+        around = labels[tuple(slice(a, int(indices.max()) + 2) for a, indices in zip(start, place, strict=True))]
+        lesion = np.zeros(around.shape, np.bool_)
+        lesion[tuple(indices - a for a, indices in zip(start, place, strict=True))] = True
+        neighbours = around[ndimage.binary_dilation(lesion, neighbourhood) & ~lesion]
+        around[lesion] = _most_frequent_lung(neighbours)
+    return labels
 
 
 def _most_frequent_lung(neighbours: NDArray[np.uint8]) -> int:

@@ -7,12 +7,14 @@ and a few slabs of logits. Logits of the whole scan are never held.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from types import TracebackType
+from pathlib import Path
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,22 +23,42 @@ from numpy.typing import NDArray
 from covidseg_runtime.bundle import LUNG_OF_EITHER_SIDE, ModelBundle, find_bundle, load_bundle
 from covidseg_runtime.engines import open_engine
 from covidseg_runtime.engines.engine import Engine
-from covidseg_runtime.errors import EngineError, SettingsError
+from covidseg_runtime.errors import EngineError, SegmentationCancelled, SettingsError
 from covidseg_runtime.intensity import clip_and_scale_hounsfield
 from covidseg_runtime.lung_box import Box, find_lung_box
 from covidseg_runtime.lung_sides import label_sides
-from covidseg_runtime.measures import Measures, measure
+from covidseg_runtime.measures import Measures, measure, without_lungs
 from covidseg_runtime.postprocessing import remove_detached, remove_small_lesions
-from covidseg_runtime.resampling import GridPair, to_model_grid, to_source_grid
+from covidseg_runtime.resampling import GridPair, to_model_grid, to_source_labels
 from covidseg_runtime.sliding_window import LogitSlab, predict_tiled
 from covidseg_runtime.volume import Volume, reorient_array, to_orientation
+from covidseg_runtime.volume_files import read_volume
 
 Progress = Callable[[int, int], None]
 
 _THICK_SLICE_MM = 5.0
 _DETACHED_ML = 1.0
 _INT16 = np.iinfo(np.int16)
+_NO_LUNG_CLASS = "This model labels no lungs, so lung volume and percentage are unknown."
 _FACES = ("feet", "head", "front", "back", "patient's right", "patient's left")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How much work a scan is worth.
+
+    Attributes:
+        step: Distance of neighbouring tiles as a share of the tile; None is the bundle's.
+        mirror_axes: Axes (0 z, 1 y, 2 x) mirrored for one more prediction each: left and right, as in training.
+    """
+
+    step: float | None = None
+    mirror_axes: tuple[int, ...] = ()
+
+
+QUALITIES: Mapping[str, Quality] = MappingProxyType(
+    {"fast": Quality(step=1.0), "balanced": Quality(), "best": Quality(step=0.5, mirror_axes=(2,))}
+)
 
 
 @dataclass(frozen=True)
@@ -45,14 +67,18 @@ class SegmentSettings:
 
     Attributes:
         min_lesion_ml: Infections smaller than this become lung again; 0 keeps all.
+        quality: "fast", "balanced" or "best"; what each costs in DSC is measured in the documentation.
     """
 
     min_lesion_ml: float = 0.05
+    quality: str = "balanced"
 
     def __post_init__(self) -> None:
         """Refuse volumes that are no volume."""
         if not 0 <= self.min_lesion_ml < math.inf:
             raise SettingsError(f"min_lesion_ml is {self.min_lesion_ml}: expected 0 or a positive number")
+        if self.quality not in QUALITIES:
+            raise SettingsError(f"quality {self.quality!r} is unknown: expected one of {', '.join(QUALITIES)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +102,9 @@ class Segmentation:
 
 
 class Segmenter:
-    """Segments scans with one bundle on one engine; it may be used for many scans.
+    """Segments scans with one bundle on one engine: loaded once, used for many scans and by many threads.
+
+    Threads share the engine tile by tile; everything else of a scan runs beside the others'.
 
     Example:
         >>> with Segmenter.open() as segmenter:                 # doctest: +SKIP
@@ -96,6 +124,7 @@ class Segmenter:
         self.bundle = bundle
         self.engine = engine
         self.settings = settings or SegmentSettings()
+        self._shared = _OneAtATime(engine)
 
     @classmethod
     def open(
@@ -104,14 +133,18 @@ class Segmenter:
         *,
         engine: str = "auto",
         device: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
         settings: SegmentSettings | None = None,
     ) -> Segmenter:
         """Find, verify and load a model.
 
         Args:
             model: Name of a shipped bundle or path of a bundle's folder; None is the default.
-            engine: "auto", "openvino" or "onnxruntime".
+            engine: "auto", "openvino", "onnxruntime" or "tensorrt".
             device: "auto", "cpu", "cuda" or "cuda:n".
+            precision: "auto", "f32", "bf16", "f16" or "int8"; see `open_engine`.
+            threads: Number of CPU threads; None leaves the choice to the engine.
             settings: None is `SegmentSettings()`.
 
         Raises:
@@ -119,42 +152,60 @@ class Segmenter:
             EngineError: if no engine can run it as asked for.
         """
         bundle = load_bundle(find_bundle(model))
-        return cls(bundle, open_engine(bundle, engine=engine, device=device), settings)
+        opened = open_engine(bundle, engine=engine, device=device, precision=precision, threads=threads)
+        return cls(bundle, opened, settings)
 
-    def segment(self, volume: Volume, on_progress: Progress | None = None) -> Segmentation:
-        """Label lungs and infection in `volume`.
+    def segment(
+        self,
+        scan: Volume | Path | NDArray[Any],
+        on_progress: Progress | None = None,
+        *,
+        affine: NDArray[np.float64] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Segmentation:
+        """Label lungs and infection in a chest CT.
 
         Args:
-            volume: A chest CT in HU, (X, Y, Z) in any orientation. It is not changed.
-            on_progress: Called after each tile with (tiles done, tiles in total).
+            scan: A volume in HU, (X, Y, Z) in any orientation; a NIfTI file; or an array with its ``affine``. It is
+                not changed.
+            on_progress: Called after each tile with (tiles done, tiles in total), in the caller's thread. What it
+                raises ends the segmentation and reaches the caller; the segmenter can be used on.
+            affine: Of an array: voxel index to RAS+ millimetres, as in NIfTI.
+            cancel: Set it, from any thread, to end the segmentation after the tile that is being computed.
 
         Raises:
+            VolumeError: if the scan is unsuitable.
             EngineError: if the engine fails, or if its network has other classes than the bundle.
+            SegmentationCancelled: if ``cancel`` was set.
         """
+        volume = _as_volume(scan, affine)
         clock = _Clock()
         preprocessing = self.bundle.preprocessing
-        scan = to_orientation(volume, preprocessing.orientation)  # (Z, Y, X), a view
+        turned = to_orientation(volume, preprocessing.orientation)  # (Z, Y, X), a view
         with clock.step("lung_box"):
-            box = find_lung_box(scan.voxels, scan.spacing_mm)
-        grids = GridPair.for_spacing(box.shape, scan.spacing_mm, preprocessing.spacing_mm)
+            box = find_lung_box(turned.voxels, turned.spacing_mm)
+        grids = GridPair.for_spacing(box.shape, turned.spacing_mm, preprocessing.spacing_mm)
         with clock.step("to_model_grid"):
-            image = _round_to_int16(to_model_grid(scan.voxels[box.slices], grids))
+            image = _round_to_int16(to_model_grid(turned.voxels[box.slices], grids))
         with clock.step("network"):
-            labels = np.zeros(scan.shape, np.uint8)
-            self._label_box(image, grids, labels[box.slices], on_progress)
-        with clock.step("remove_detached"):
-            detached_ml = remove_detached(labels, scan.spacing_mm)
+            labels = np.zeros(turned.shape, np.uint8)
+            self._label_box(image, grids, labels[box.slices], _on_tile(on_progress, cancel))
+        has_lungs, detached_ml = self.bundle.tells_lungs_apart, 0.0
+        if has_lungs:
+            with clock.step("remove_detached"):
+                detached_ml = remove_detached(labels, turned.spacing_mm)
         if LUNG_OF_EITHER_SIDE in self.bundle.classes:
             with clock.step("lung_sides"):
-                label_sides(labels, scan.spacing_mm)
+                label_sides(labels, turned.spacing_mm)
         with clock.step("remove_small_lesions"):
-            labels = remove_small_lesions(labels, scan.spacing_mm, self.settings.min_lesion_ml)
+            remove_small_lesions(labels, turned.spacing_mm, self.settings.min_lesion_ml)
         with clock.step("measure"):
-            measures = measure(labels, scan.voxels, scan.spacing_mm)
+            measures = measure(labels, turned.voxels, turned.spacing_mm)
+        lung_warnings = _warn_of_lungs(labels) if has_lungs else (_NO_LUNG_CLASS,)
         return Segmentation(
             labels=reorient_array(labels, preprocessing.orientation, volume.orientation),
-            measures=measures,
-            warnings=(*_warnings(labels, box, scan.spacing_mm), *_warn_of_detached(detached_ml)),
+            measures=measures if has_lungs else without_lungs(measures),
+            warnings=(*_warn_of_scan(box, turned.spacing_mm), *lung_warnings, *_warn_of_detached(detached_ml)),
             box=box,
             timings_s=clock.timings_s,
         )
@@ -185,11 +236,29 @@ class Segmenter:
     ) -> None:
         """Write the labels into `labels`, (Z, Y, X) on the source grid, slice by slice."""
         prepare = partial(clip_and_scale_hounsfield, scaling=self.bundle.preprocessing.scaling)
-        slabs = predict_tiled(self.engine, image, self.bundle.tile_plan, prepare, on_tile=on_progress)
+        quality = QUALITIES[self.settings.quality]
+        plan = replace(self.bundle.tile_plan, step=quality.step or self.bundle.tile_plan.step)
+        slabs = predict_tiled(self.engine, image, plan, prepare, mirror_axes=quality.mirror_axes, on_tile=on_progress)
         checked = _check_classes(slabs, len(self.bundle.classes))
         label_of_class = self.bundle.label_of_class
-        for z, logits in to_source_grid(checked, grids):
-            labels[z] = label_of_class[logits.argmax(axis=0)]
+        for z, classes in to_source_labels(checked, grids):
+            labels[z] = label_of_class.take(classes)
+
+
+class _OneAtATime:
+    """An engine that many threads may call: each waits for its turn."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self.precision = engine.name, engine.precision
+        self._engine = engine
+        self._lock = threading.Lock()
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        with self._lock:
+            return self._engine.predict(tiles)
+
+    def close(self) -> None:
+        self._engine.close()
 
 
 class _Clock:
@@ -205,6 +274,30 @@ class _Clock:
         self.timings_s[name] = time.perf_counter() - start
 
 
+def _as_volume(scan: Volume | Path | NDArray[Any], affine: NDArray[np.float64] | None) -> Volume:
+    if isinstance(scan, np.ndarray):
+        if affine is None:
+            raise SettingsError("an array was given without its affine: segment(array, affine=affine)")
+        return Volume(scan, affine)
+    if affine is not None:
+        raise SettingsError("affine goes with an array; a volume or a file has its own")
+    return scan if isinstance(scan, Volume) else read_volume(Path(scan))
+
+
+def _on_tile(on_progress: Progress | None, cancel: threading.Event | None) -> Progress | None:
+    """What is called after each tile."""
+    if cancel is None:
+        return on_progress
+
+    def stop_or_report(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(done, total)
+        if cancel.is_set():
+            raise SegmentationCancelled(f"cancelled after {done} of {total} tiles")
+
+    return stop_or_report
+
+
 def _round_to_int16(hu: NDArray[np.float32]) -> NDArray[np.int16]:
     """HU to whole numbers: half the memory for less than the noise of any CT."""
     np.rint(hu, out=hu)
@@ -218,26 +311,30 @@ def _check_classes(slabs: Iterator[LogitSlab], classes: int) -> Iterator[LogitSl
         yield slab
 
 
-def _warnings(labels: NDArray[np.uint8], box: Box, spacing_mm: tuple[float, float, float]) -> tuple[str, ...]:
-    """What a reader has to know; `labels` (Z, Y, X) in orientation SPL."""
+def _warn_of_scan(box: Box, spacing_mm: tuple[float, float, float]) -> tuple[str, ...]:
     found: list[str] = []
     if box.rule != "lungs":
         part = "the body" if box.rule == "body" else "the whole scan"
         found.append(f"No air-filled lungs were found before segmenting, so {part} was segmented.")
-    if not labels.any():
-        found.append("The network found no lung: is this a CT of the chest?")
-    cut = [face for face, plane in zip(_FACES, _border_planes(labels), strict=True) if plane.any()]
-    if cut:
-        found.append(
-            f"The lungs touch the border of the scan ({', '.join(cut)}): parts outside the field "
-            "of view are missing from every volume."
-        )
     if spacing_mm[0] > _THICK_SLICE_MM:
         found.append(
             f"Slices are {spacing_mm[0]:g} mm apart; above {_THICK_SLICE_MM:g} mm small lesions "
             "are missed and volumes are coarse."
         )
     return tuple(found)
+
+
+def _warn_of_lungs(labels: NDArray[np.uint8]) -> tuple[str, ...]:
+    """What a reader has to know of the lungs found; `labels` (Z, Y, X) in orientation SPL."""
+    if not labels.any():
+        return ("The network found no lung: is this a CT of the chest?",)
+    cut = [face for face, plane in zip(_FACES, _border_planes(labels), strict=True) if plane.any()]
+    if not cut:
+        return ()
+    return (
+        f"The lungs touch the border of the scan ({', '.join(cut)}): parts outside the field "
+        "of view are missing from every volume.",
+    )
 
 
 def _warn_of_detached(detached_ml: float) -> tuple[str, ...]:

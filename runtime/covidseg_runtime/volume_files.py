@@ -5,14 +5,15 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from gzip import BadGzipFile
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
-from isal import igzip
+from isal import igzip, isal_zlib
 from isal.isal_zlib import error as isal_error
 from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
@@ -21,7 +22,10 @@ from covidseg_runtime.errors import OutputError, VolumeError
 from covidseg_runtime.nifti_header import NIFTI2_BYTES, NiftiLayout, judge_header
 from covidseg_runtime.volume import Volume
 
-_CHUNK = 1 << 24
+# Small enough to stay in a core's cache between the decoder and the voxels.
+_CHUNK = 1 << 20
+# Deflate unfolds a byte to at most this many.
+_LARGEST_UNFOLDING = 1032
 _FEW_VALUES = 12
 _LOWEST_HU, _HIGHEST_HU = -10_000, 40_000
 # No chest CT is without voxels of this little density (lung, or air around the patient).
@@ -77,7 +81,8 @@ def read_voxels(path: Path) -> Volume:
             # Read at most what the header promises, so that a small file cannot unfold without end.
             head = _read_up_to(file, NIFTI2_BYTES)
             layout = judge_header(head, path.name)
-            buffer = _read_data(file, head, layout, path.name)
+            most = path.stat().st_size * _LARGEST_UNFOLDING
+            buffer = _read_data(file, head, layout, most, path.name)
     except (BadGzipFile, EOFError, zlib.error, isal_error) as error:  # type: ignore[misc]  # the stub of isal: an instance
         raise VolumeError(f"{path.name} is not a whole gzip file ({error}); copy it again.") from error
     except OSError as error:
@@ -108,14 +113,12 @@ def write_label_map(path: Path, labels: NDArray[np.uint8], like: Volume) -> None
     header["descrip"] = b"covidseg label map, research use only"
     header["vox_offset"] = 352
     header["magic"] = b"n+1"
-    voxels = np.asfortranarray(labels, dtype=np.uint8).ravel(order="K")
-    content = header.binaryblock + b"\0\0\0\0" + voxels.tobytes()
+    parts = _header_and_slices(header.binaryblock + b"\0\0\0\0", labels)
     if path.name.endswith(".nii.gz"):
-        # Time 0: the same labels give the same bytes.
-        content = igzip.compress(content, compresslevel=1, mtime=0)
+        parts = _compressed(parts)
     elif path.suffix != ".nii":
         raise VolumeError(f"{path.name} ends neither in .nii nor in .nii.gz; label maps are written as NIfTI.")
-    write_bytes_atomic(path, content)
+    _write_parts_atomic(path, parts)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -129,10 +132,14 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
     Raises:
         OutputError: If the folder is missing, read-only or full.
     """
+    _write_parts_atomic(path, [content])
+
+
+def _write_parts_atomic(path: Path, parts: Iterable[bytes]) -> None:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
-                file.write(content)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
                 os.fchmod(file.fileno(), 0o644)
@@ -146,6 +153,21 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror}; give another place.") from error
 
 
+def _header_and_slices(header: bytes, labels: NDArray[np.uint8]) -> Iterator[bytes]:
+    """The content of a NIfTI file, slice by slice: a copy of all labels would add its size to the peak of memory."""
+    yield header
+    for plane in labels.T:
+        yield plane.astype(np.uint8, copy=False).tobytes()
+
+
+def _compressed(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """A gzip file without time or name: the same labels give the same bytes."""
+    compressor = isal_zlib.compressobj(level=1, wbits=31)
+    for part in parts:
+        yield compressor.compress(part)
+    yield compressor.flush()
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -154,13 +176,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> BufferedIOBase:
     if path.name.endswith(".gz"):
-        return cast(IO[bytes], igzip.open(path, "rb"))
+        return cast(BufferedIOBase, igzip.open(path, "rb"))
     return path.open("rb")
 
 
-def _read_up_to(file: IO[bytes], count: int) -> bytes:
+def _read_up_to(file: BufferedIOBase, count: int) -> bytes:
     parts = []
     while count > 0 and (part := file.read(count)):
         parts.append(part)
@@ -168,23 +190,22 @@ def _read_up_to(file: IO[bytes], count: int) -> bytes:
     return b"".join(parts)
 
 
-def _read_data(file: IO[bytes], head: bytes, layout: NiftiLayout, name: str) -> NDArray[np.uint8]:
-    """The voxels' bytes; memory grows with what is really in the file, not with what the header promises."""
+def _read_data(file: BufferedIOBase, head: bytes, layout: NiftiLayout, most: int, name: str) -> NDArray[np.uint8]:
+    """The voxels' bytes; no more is reserved than a file of this size can hold (``most``), whatever the header says."""
     skip = layout.data_offset - len(head)
-    early = head[layout.data_offset :] if skip < 0 else b""
+    early = head[layout.data_offset :][: layout.data_bytes] if skip < 0 else b""
     if skip > 0 and len(_read_up_to(file, skip)) < skip:
         raise VolumeError(f"{name} ends within its header; copy it again.")
-    data = bytearray(early[: layout.data_bytes])
-    while len(data) < layout.data_bytes:
-        part = file.read(min(_CHUNK, layout.data_bytes - len(data)))
-        if not part:
-            raise VolumeError(
-                f"{name} promises {layout.data_bytes:,} bytes of voxels and holds {len(data):,}; copy it again."
-            )
-        data += part
+    data = np.empty(min(layout.data_bytes, most), np.uint8)
+    data[: len(early)] = np.frombuffer(early, np.uint8)
+    view, count = data.data, len(early)
+    while count < len(data) and (read := file.readinto(view[count : count + _CHUNK])):
+        count += read
+    if count < layout.data_bytes:
+        raise VolumeError(f"{name} promises {layout.data_bytes:,} bytes of voxels and holds {count:,}; copy it again.")
     # The gzip checksum stands after the last byte; reading on makes the decoder compare it.
     file.read(1)
-    return np.frombuffer(data, np.uint8)
+    return data
 
 
 def _scaled(voxels: NDArray[Any], layout: NiftiLayout, name: str) -> NDArray[Any]:
@@ -194,18 +215,26 @@ def _scaled(voxels: NDArray[Any], layout: NiftiLayout, name: str) -> NDArray[Any
     native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     if native.dtype.kind in "iu" and layout.slope == 1 and layout.intercept == int(layout.intercept):
         shift = int(layout.intercept)
+        if native.dtype == np.int16 and shift == 0:
+            return native
         lowest, highest = int(native.min()) + shift, int(native.max()) + shift
         if lowest >= -32768 and highest <= 32767:
-            if shift == 0:
-                return native.astype(np.int16, copy=False)
-            return (native.astype(np.int32) + shift).astype(np.int16)
+            return _shifted(native, shift)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, in a sentence
-        scaled = native.astype(np.float32)
+        scaled = native.astype(np.float32, copy=False)
         scaled *= np.float32(layout.slope)
         scaled += np.float32(layout.intercept)
     if not math.isfinite(float(scaled.min()) + float(scaled.max())):
         raise VolumeError(f"{name} holds values beyond any HU after scaling; a CT in HU is expected.")
     return scaled
+
+
+def _shifted(stored: NDArray[Any], shift: int) -> NDArray[np.int16]:
+    """Whole numbers plus ``shift``, slice by slice: a wider copy of all of them would be the largest array there is."""
+    hu = np.empty(stored.shape, np.int16, order="F")
+    for plane, stored_plane in zip(hu.T, stored.T, strict=True):
+        plane[...] = stored_plane.astype(np.int64) + shift
+    return hu
 
 
 def _judge_hounsfield(voxels: NDArray[Any], name: str) -> None:

@@ -44,9 +44,7 @@ def test_a_shift_of_every_logit_is_its_size_and_flips_nothing(check):
     assert parity.max_logit_difference == pytest.approx(0.5, abs=1e-5)
     assert parity.mean_logit_difference == pytest.approx(0.5, abs=1e-5)
     assert parity.flipped_voxels == 0
-    with pytest.raises(
-        BundleError, match=r"differs from torch on phantom: a logit differs by 5\.00e-01"
-    ):
+    with pytest.raises(BundleError, match=r"differs from torch on phantom: a logit differs by 5\.00e-01"):
         require_parity((parity,), LIMITS)
 
 

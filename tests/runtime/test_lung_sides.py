@@ -55,6 +55,15 @@ def test_a_lung_in_an_upper_and_a_lower_piece_is_not_two_sides() -> None:
     np.testing.assert_array_equal(right, lungs)
 
 
+@pytest.mark.parametrize(("start", "side"), [(2, 2), (24, 1)])
+def test_where_one_lung_is_missing_the_middle_of_the_scan_parts_them(start: int, side: int) -> None:
+    labels = np.zeros((20, 20, 44), np.uint8)
+    labels[4:16, 4:16, start : start + 16] = 1
+    expected = labels * side
+    label_sides(labels, (3.0, 1.5, 1.5))
+    np.testing.assert_array_equal(labels, expected)
+
+
 def test_no_lung_at_all_stays_background() -> None:
     labels = np.zeros((4, 5, 6), np.uint8)
     label_sides(labels, CUBE)
