@@ -28,6 +28,7 @@ _COMMANDS = MappingProxyType(
         "study": "Compare transfer strategies: sources x strategies x folds.",
         "export": "Turn a training run into a model bundle.",
         "models": "List the model bundles of this installation.",
+        "benchmark": "Measure every engine and precision of this machine.",
         "check": "Show what this machine can compute with.",
     }
 )

@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_help_lists_every_command_and_every_one_exists() -> None:
     result = CliRunner().invoke(main, ["--help"])
     assert result.exit_code == 0
-    for name in ("segment", "evaluate", "train", "export", "study", "data", "models", "check"):
+    for name in ("segment", "evaluate", "train", "export", "study", "data", "models", "benchmark", "check"):
         assert f"\n  {name} " in result.stdout
         assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
 
