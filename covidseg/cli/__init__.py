@@ -21,7 +21,7 @@ __all__ = ["main"]
 # The one-line helps stand here so that `covidseg --help` loads no command.
 _COMMANDS = MappingProxyType(
     {
-        "segment": "Label lungs and infection on one chest CT.",
+        "segment": "Label lungs and infection on a chest CT, or a folder of them.",
         "evaluate": "Compare a label map with the truth.",
         "data": "List, fetch, verify and import data sets.",
         "train": "Train a network.",

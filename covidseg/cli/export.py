@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,6 +34,7 @@ class ExportOptions:
     truth: tuple[Path, ...]
     fp16_dsc_change: float
     int8_dsc_change: float
+    importance_sigma: float | None
     force: bool
     model_version: str
     trt: bool
@@ -81,6 +82,11 @@ class ExportOptions:
 )
 @click.option(
     "--int8-dsc-change", type=click.FloatRange(min=0), default=0.005, show_default=True, help="Likewise int8 and bf16."
+)
+@click.option(
+    "--importance-sigma",
+    type=click.FloatRange(min=0, min_open=True, max=10),
+    help="How wide the middle of a tile counts, as a share of the tile. [default: as trained]",
 )
 @click.option("--force", is_flag=True, help="Write the bundle even so; it then says what is outside the limits.")
 @click.option("--model-version", default="0.2.0", show_default=True, help="Version that the bundle gets.")
@@ -144,6 +150,14 @@ def _scans(wanted: ExportOptions) -> tuple[ScanFiles, ...]:
 
 
 def _source(source: str | None, wanted: ExportOptions) -> ExportSource:
+    """The network, with another importance map if one was asked for."""
+    found = _read_source(source, wanted)
+    if wanted.importance_sigma is None:
+        return found
+    return replace(found, tile_plan=replace(found.tile_plan, importance_sigma=wanted.importance_sigma))
+
+
+def _read_source(source: str | None, wanted: ExportOptions) -> ExportSource:
     from covidseg_export.source import read_bundle, read_ensemble, read_run
     from covidseg_runtime import find_bundle, load_bundle
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from covidseg.cli.config_file import refuse_unknown_options
+from covidseg.cli.interruption import sigterm_interrupts
 from covidseg.cli.progress import peak_memory_mib, tile_progress
+from covidseg.cli.segment_options import SegmentOptions, describe_choice, open_segmenter, resolve_deterministic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,25 +20,11 @@ if TYPE_CHECKING:
 
     from covidseg_runtime import Segmentation, Volume
 
-_INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
+_SCAN = click.Path(exists=True, path_type=Path)
+_TRUTH = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OUTPUT = click.Path(dir_okay=False, path_type=Path)
 _NIFTI_ENDINGS = (".nii.gz", ".nii")
 _DEFAULT_MIN_LESION_ML = 0.05
-
-
-@dataclass(frozen=True)
-class SegmentOptions:
-    """The options of `covidseg segment` as click hands them over."""
-
-    output: Path | None
-    model: str | None
-    device: str
-    engine: str
-    report: Path | None
-    preview: Path | None
-    truth: Path | None
-    min_lesion_ml: float
-    json: bool
 
 
 @dataclass(frozen=True)
@@ -54,12 +42,12 @@ class OutputFiles:
 
 
 @click.command()
-@click.argument("scan", metavar="SCAN", type=_INPUT)
+@click.argument("scan", metavar="SCAN|DIR", type=_SCAN)
 @click.option(
     "-o",
     "--output",
-    type=_OUTPUT,
-    help="Label map, .nii.gz or .nii. [default: <SCAN>_covidseg.nii.gz in this folder]",
+    type=click.Path(path_type=Path),
+    help="Label map, .nii.gz or .nii; for DIR a folder. [default: <SCAN>_covidseg.nii.gz in this folder]",
 )
 @click.option(
     "--model",
@@ -69,14 +57,34 @@ class OutputFiles:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:n.")
 @click.option(
     "--engine",
-    type=click.Choice(("auto", "openvino", "onnxruntime")),
+    type=click.Choice(("auto", "openvino", "onnxruntime", "tensorrt")),
     default="auto",
     show_default=True,
     help="What computes; see `covidseg check`.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(("auto", "f32", "bf16", "f16", "int8")),
+    default="auto",
+    show_default=True,
+    help="What is computed in; auto is the fastest that passed the model's comparison.",
+)
+@click.option(
+    "--quality",
+    type=click.Choice(("fast", "balanced", "best")),
+    default="balanced",
+    show_default=True,
+    help="How much work a scan is worth.",
+)
+@click.option("--threads", metavar="N", type=click.IntRange(min=1), help="CPU threads. [default: the engine's choice]")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="The same bits over runs and numbers of threads: ONNX Runtime, f32, CPU.",
+)
 @click.option("--report", type=_OUTPUT, help="JSON report. [default: beside the label map]")
 @click.option("--preview", type=_OUTPUT, help="Also draw slices with the labels as PNG.")
-@click.option("--truth", type=_INPUT, help="Also compare with this label map or infection mask.")
+@click.option("--truth", type=_TRUTH, help="Also compare with this label map or infection mask.")
 @click.option(
     "--min-lesion-ml",
     type=click.FloatRange(min=0),
@@ -84,18 +92,27 @@ class OutputFiles:
     show_default=True,
     help="Smaller infections become lung again.",
 )
+@click.option("--num-parts", type=click.IntRange(min=1), default=1, help="Share DIR between so many processes.")
+@click.option("--part-id", type=click.IntRange(min=0), default=0, help="The share of this one, from 0.")
+@click.option("--overwrite", is_flag=True, help="Do again what is done in DIR.")
 @click.option("--json", is_flag=True, help="Print the report, and nothing else, as JSON.")
 @click.pass_context
 def segment(ctx: click.Context, /, scan: Path, **options: Any) -> None:  # noqa: ANN401 - see SegmentOptions
-    """Label lungs and infection on the chest CT SCAN (NIfTI).
+    """Label lungs and infection on the chest CT SCAN (NIfTI), or on each one in and below DIR.
 
     Labels: 1 left lung, 2 right lung, 3 infection. Research use only; not a medical device.
     Opacities are not specific to COVID-19.
     """
     refuse_unknown_options(ctx)
-    wanted = SegmentOptions(**options)
+    wanted = resolve_deterministic(SegmentOptions(**options))
+    if scan.is_dir():
+        from covidseg.cli.segment_folder import segment_folder
+
+        segment_folder(scan, wanted)
+        return
     files = plan_files(scan, wanted)
-    report = run_segment(scan, wanted, files)
+    with sigterm_interrupts():
+        report = run_segment(scan, wanted, files)
     if wanted.json:
         click.echo(dumps(report, indent=2))
     else:
@@ -106,9 +123,11 @@ def plan_files(scan: Path, options: SegmentOptions) -> OutputFiles:
     """Decide where results go, before any work is done.
 
     Raises:
-        click.UsageError: if a folder is missing, or a result would replace the scan, the truth or
-            another result.
+        click.UsageError: if a folder is missing, a result would replace the scan, the truth or
+            another result, or options are for a folder.
     """
+    if options.num_parts > 1 or options.part_id or options.overwrite:
+        raise click.UsageError("--num-parts, --part-id and --overwrite are for a folder of scans")
     labels = options.output or Path(f"{_stem(scan)}_covidseg.nii.gz")
     if not labels.name.endswith(_NIFTI_ENDINGS):
         raise click.UsageError(f"the label map {labels} must end in .nii.gz or .nii")
@@ -116,6 +135,8 @@ def plan_files(scan: Path, options: SegmentOptions) -> OutputFiles:
     files = OutputFiles(labels, report, options.preview)
     taken = [path.resolve() for path in (scan, options.truth) if path]
     for path in files.all:
+        if path.is_dir():
+            raise click.UsageError(f"{path} is a folder; a file is expected")
         if not path.parent.is_dir():
             raise click.UsageError(f"the folder of {path} does not exist")
         if path.resolve() in taken:
@@ -126,23 +147,16 @@ def plan_files(scan: Path, options: SegmentOptions) -> OutputFiles:
 
 def run_segment(scan: Path, options: SegmentOptions, files: OutputFiles) -> dict[str, Any]:
     """Read, segment, and write every result; the report comes back."""
-    from covidseg_runtime import (
-        Segmenter,
-        SegmentSettings,
-        build_report,
-        describe_scan,
-        read_volume,
-    )
+    from covidseg_runtime import build_report, describe_scan, read_volume
 
-    settings = SegmentSettings(min_lesion_ml=options.min_lesion_ml)
     volume = read_volume(scan)
     truth = _read_truth(options, volume)
-    with Segmenter.open(options.model, engine=options.engine, device=options.device, settings=settings) as segmenter:
-        engine, bundle = segmenter.engine, segmenter.bundle
-        click.echo(f"{bundle.name} {bundle.version} on {engine.name} {engine.precision}", err=True)
+    with open_segmenter(options) as segmenter:
+        click.echo(describe_choice(segmenter), err=True)
         with tile_progress() as on_progress:
             segmentation = segmenter.segment(volume, on_progress)
-        report = build_report(segmentation, bundle, engine, describe_scan(scan.name, volume))
+        report = build_report(segmentation, segmenter.bundle, segmenter.engine, describe_scan(scan.name, volume))
+    report["settings"] = asdict(segmenter.settings)
     report["dice"] = _dice(segmentation, truth)
     _write(files, volume, segmentation, report, truth)
     _print_cost(segmentation)
@@ -200,7 +214,8 @@ def _write(
 def _print_summary(report: dict[str, Any], files: OutputFiles) -> None:
     measures = report["measures"]
     percent = measures["infection_percent"]["whole"]
-    click.echo(f"lung volume        {measures['lung_volume_ml']['whole']:.0f} mL")
+    lung_ml = measures["lung_volume_ml"]["whole"]
+    click.echo(f"lung volume        {'unknown' if lung_ml is None else f'{lung_ml:.0f} mL'}")
     click.echo(f"infection volume   {measures['infection_volume_ml']['whole']:.1f} mL")
     click.echo(f"infected lung      {'unknown' if percent is None else f'{percent:.1f} %'}")
     for name, score in (report["dice"] or {}).items():

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         VolumeError,
     )
     from covidseg_runtime.evaluation import LabelAgreement, compare_label_maps
+    from covidseg_runtime.many_scans import FailedScan, ManyResult, SegmentedScan, segment_many
     from covidseg_runtime.measures import Measures, measure
     from covidseg_runtime.preview import write_preview
     from covidseg_runtime.report import build_report, describe_scan
@@ -53,7 +54,9 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineInfo",
+    "FailedScan",
     "LabelAgreement",
+    "ManyResult",
     "Measures",
     "ModelBundle",
     "ModelFile",
@@ -62,6 +65,7 @@ __all__ = [
     "SegmentSettings",
     "Segmentation",
     "SegmentationCancelled",
+    "SegmentedScan",
     "Segmenter",
     "SettingsError",
     "TilePlan",
@@ -80,11 +84,16 @@ __all__ = [
     "open_engine",
     "read_label_map",
     "read_volume",
+    "segment_many",
     "write_label_map",
     "write_preview",
 ]
 
 _MODULE_OF = {
+    "FailedScan": "many_scans",
+    "ManyResult": "many_scans",
+    "SegmentedScan": "many_scans",
+    "segment_many": "many_scans",
     "BundleError": "errors",
     "CovidsegError": "errors",
     "Engine": "engines.engine",

@@ -238,7 +238,7 @@ class Segmenter:
         prepare = partial(clip_and_scale_hounsfield, scaling=self.bundle.preprocessing.scaling)
         quality = QUALITIES[self.settings.quality]
         plan = replace(self.bundle.tile_plan, step=quality.step or self.bundle.tile_plan.step)
-        slabs = predict_tiled(self.engine, image, plan, prepare, mirror_axes=quality.mirror_axes, on_tile=on_progress)
+        slabs = predict_tiled(self._shared, image, plan, prepare, mirror_axes=quality.mirror_axes, on_tile=on_progress)
         checked = _check_classes(slabs, len(self.bundle.classes))
         label_of_class = self.bundle.label_of_class
         for z, classes in to_source_labels(checked, grids):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import nibabel
@@ -12,6 +13,8 @@ from click.testing import CliRunner, Result
 from phantom import PHANTOM_SPACING_MM, phantom_labels, spl_affine
 
 from covidseg.cli import main
+
+CROP = Path(__file__).parents[1] / "data" / "lidc_0001_crop_ct.nii.gz"
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def test_people_read_the_result_on_stdout_and_the_cost_on_stderr(
         "written            phantom_covidseg.json",
         "Research use only. Not a medical device.",
     ]
-    assert "tiny 1.2.3 on openvino f32" in result.stderr
+    assert "tiny 1.2.3 on openvino f32, quality balanced" in result.stderr
     assert "segmented in" in result.stderr
     assert "peak memory" in result.stderr
 
@@ -68,6 +71,29 @@ def test_json_is_alone_on_stdout(here: Path, phantom_scan: Path, tiny_bundle: Pa
     report = json.loads(result.stdout)
     assert report["engine"]["name"] == engine
     assert report == json.loads((here / "phantom_covidseg.json").read_text())
+
+
+def test_what_was_chosen_is_printed_and_stands_in_the_report(here: Path, phantom_scan: Path, tiny_bundle: Path) -> None:
+    result = _segment(
+        phantom_scan, "--model", tiny_bundle, "--deterministic", "--quality", "best", "--threads", 2, "--json"
+    )
+    assert "tiny 1.2.3 on onnxruntime f32, quality best" in result.stderr
+    report = json.loads(result.stdout)
+    assert report["engine"]["name"] == "onnxruntime"
+    assert report["engine"]["precision"] == "f32"
+    assert report["settings"]["quality"] == "best"
+    np.testing.assert_array_equal(_labels(here / "phantom_covidseg.nii.gz"), phantom_labels())
+
+
+def test_deterministic_labels_have_the_same_bits_with_any_number_of_threads(here: Path) -> None:
+    """The default model on a piece of a real scan, of one tile."""
+    crop = nibabel.load(CROP).slicer[20:84, 50:114, :]
+    nibabel.save(crop, here / "piece.nii.gz")
+    for run, threads in enumerate((1, 2, 8)):
+        result = _segment("piece.nii.gz", "-o", f"{run}.nii.gz", "--deterministic", "--threads", threads)
+        assert result.exit_code == 0, result.output
+    assert len({(here / f"{run}.nii.gz").read_bytes() for run in range(3)}) == 1
+    assert len(np.unique(_labels(here / "0.nii.gz"))) > 1
 
 
 def test_truth_and_preview(here: Path, phantom_scan: Path, phantom_truth: Path, tiny_bundle: Path) -> None:
@@ -133,6 +159,16 @@ def test_a_missing_model_is_exit_5(here: Path, phantom_scan: Path) -> None:
         (["--device", "gpu"], "device 'gpu' is unknown"),
         (["--engine", "openvino", "--device", "cuda:0"], "does not run on cuda:0"),
         (["--min-lesion-ml", "-1"], "min-lesion-ml"),
+        (["--precision", "f64"], "f64"),
+        (["--quality", "perfect"], "perfect"),
+        (["--threads", "0"], "threads"),
+        (["--engine", "onnxruntime", "--precision", "bf16"], "does not compute in bf16"),
+        (["--deterministic", "--engine", "openvino"], "--deterministic computes with --engine onnxruntime, not with"),
+        (["--deterministic", "--precision", "bf16"], "--deterministic computes with --precision f32, not with"),
+        (["--deterministic", "--device", "cuda:0"], "--deterministic computes with --device cpu, not with"),
+        (["-o", "."], ". must end in .nii.gz or .nii"),
+        (["--num-parts", "2"], "are for a folder of scans"),
+        (["--overwrite"], "are for a folder of scans"),
         (["--unknown"], "unknown"),
     ],
 )
@@ -172,6 +208,18 @@ def test_an_interruption_is_exit_130_and_one_line(
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "Interrupted."
     assert not list(here.iterdir())
+
+
+def test_sigterm_is_exit_130_too(
+    here: Path, phantom_scan: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("covidseg_runtime.segmenter.find_lung_box", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    result = _segment(phantom_scan, "--model", tiny_bundle)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "Interrupted."
+    assert not list(here.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_failure_while_drawing_leaves_nothing(

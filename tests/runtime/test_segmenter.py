@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations, product
 from pathlib import Path
 
@@ -18,9 +20,10 @@ from phantom import (
 
 from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.engines.fake_engine import PointwiseEngine
-from covidseg_runtime.errors import EngineError, SettingsError
+from covidseg_runtime.errors import EngineError, SegmentationCancelled, SettingsError
 from covidseg_runtime.segmenter import Segmenter, SegmentSettings
 from covidseg_runtime.volume import Volume, reorient_array, to_orientation
+from covidseg_runtime.volume_files import read_volume
 
 ORIENTATIONS = ["".join(letters) for axes in permutations(("LR", "AP", "IS")) for letters in product(*axes)]
 
@@ -171,3 +174,68 @@ def test_a_network_of_other_classes_is_refused(tiny_bundle: Path) -> None:
 def test_a_limit_that_is_no_volume_is_refused(value: float) -> None:
     with pytest.raises(SettingsError, match="min_lesion_ml"):
         SegmentSettings(min_lesion_ml=value)
+
+
+def test_eight_threads_on_one_segmenter_give_what_one_gives(tiny_bundle: Path, phantom_scan: Path) -> None:
+    with Segmenter.open(str(tiny_bundle)) as segmenter:
+        alone = segmenter.segment(phantom_scan).labels
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda _: segmenter.segment(phantom_scan).labels, range(24)))
+    assert all(np.array_equal(labels, alone) for labels in together)
+
+
+def test_an_event_cancels_after_the_tile_in_work(tiny_bundle: Path, phantom_scan: Path) -> None:
+    cancel, done = threading.Event(), []
+
+    def stop_at_the_third(tiles: int, total: int) -> None:
+        done.append(tiles)
+        if tiles == 3:
+            cancel.set()
+
+    with Segmenter.open(str(tiny_bundle)) as segmenter:
+        with pytest.raises(SegmentationCancelled, match="cancelled after 3 of"):
+            segmenter.segment(phantom_scan, stop_at_the_third, cancel=cancel)
+        assert done == [1, 2, 3]
+        assert segmenter.segment(phantom_scan).labels.any(), "it can be used on"
+
+
+def test_a_progress_callback_that_raises_reaches_the_caller_and_wedges_nothing(
+    tiny_bundle: Path, phantom_scan: Path
+) -> None:
+    def broken(tiles: int, total: int) -> None:
+        raise ZeroDivisionError
+
+    with Segmenter.open(str(tiny_bundle)) as segmenter:
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                segmenter.segment(phantom_scan, broken)
+        assert segmenter.segment(phantom_scan).labels.any()
+
+
+def test_a_path_a_volume_and_an_array_give_the_same(tiny_bundle: Path, phantom_scan: Path) -> None:
+    volume = read_volume(phantom_scan)
+    with Segmenter.open(str(tiny_bundle)) as segmenter:
+        expected = segmenter.segment(volume).labels
+        assert np.array_equal(segmenter.segment(phantom_scan).labels, expected)
+        assert np.array_equal(segmenter.segment(volume.voxels, affine=volume.affine).labels, expected)
+        with pytest.raises(SettingsError, match="without its affine"):
+            segmenter.segment(volume.voxels)
+        with pytest.raises(SettingsError, match="affine goes with an array"):
+            segmenter.segment(phantom_scan, affine=volume.affine)
+
+
+@pytest.mark.parametrize("quality", ["fast", "balanced", "best"])
+def test_every_quality_labels_the_phantom(quality: str, tiny_bundle: Path, phantom_scan: Path) -> None:
+    """The tiny network is pointwise, so steps and mirroring cannot change what it says; the tiles are more or fewer."""
+    totals: list[int] = []
+    with Segmenter.open(str(tiny_bundle), settings=SegmentSettings(quality=quality)) as segmenter:
+        labels = segmenter.segment(phantom_scan, lambda done, total: totals.append(total)).labels
+    # 28×36×44 voxels, tiles of 16: every 8 voxels 3·4·5 of them, every 16 voxels 2·3·3.
+    assert totals[0] == {"fast": 18, "balanced": 60, "best": 60}[quality]
+    with Segmenter.open(str(tiny_bundle)) as segmenter:
+        assert np.array_equal(labels, segmenter.segment(phantom_scan).labels)
+
+
+def test_an_unknown_quality_is_refused() -> None:
+    with pytest.raises(SettingsError, match="quality 'superb' is unknown: expected one of fast, balanced, best"):
+        SegmentSettings(quality="superb")

@@ -1,0 +1,123 @@
+"""`covidseg segment` on a folder of scans."""
+
+from __future__ import annotations
+
+from collections import Counter
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from covidseg.cli.exit_codes import INTERRUPTED, PART_FAILED, CommandError
+from covidseg.cli.interruption import cancel_on_signals
+from covidseg.cli.segment_options import SegmentOptions, describe_choice, open_segmenter
+from covidseg_runtime.errors import CovidsegError, SegmentationCancelled
+
+if TYPE_CHECKING:
+    from covidseg_runtime.folder_manifest import ScanRecord
+    from covidseg_runtime.folder_run import FolderRun
+
+_OF_ONE_SCAN = ("truth", "preview", "report")
+
+
+def segment_folder(folder: Path, options: SegmentOptions) -> None:
+    """Segment what is left of a folder, and end with the exit code of a batch.
+
+    Raises:
+        click.UsageError: if options contradict each other.
+        CommandError: if the run could not go on; what is left is told with the reason.
+        click.exceptions.Exit: if a scan failed, or the run was interrupted.
+    """
+    from covidseg_runtime.folder_run import open_folder_run
+    from covidseg_runtime.folder_scans import FolderJob, Part
+
+    job = FolderJob(folder, _output_folder(options), Part(options.part_id, options.num_parts), options.overwrite)
+    with cancel_on_signals() as cancel, open_segmenter(options) as segmenter, open_folder_run(job, segmenter) as run:
+        click.echo(describe_choice(segmenter), err=True)
+        tally = _Tally(run)
+        click.echo(f"{len(run.scans)} scans, {tally.done_before} done before", err=True)
+        try:
+            run.segment(tally.count, cancel)
+        except SegmentationCancelled as error:
+            click.echo(f"Interrupted: {_what_is_left(tally, options)}", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from error
+        except CovidsegError as error:
+            raise CommandError(f"{error} {_what_is_left(tally, options)}", error.exit_code) from error
+    _print_end(tally, job.output, options)
+    if tally.failed:
+        click.echo(f"{tally.failed} of {len(run.scans)} scans failed", err=True)
+        raise click.exceptions.Exit(PART_FAILED)
+
+
+class _Tally:
+    """Counts what becomes of the scans of a run, and says so, scan by scan."""
+
+    def __init__(self, run: FolderRun) -> None:
+        self.run = run
+        self.done_before = len(run.scans) - len(run.left)
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def segmented(self) -> int:
+        return self._counts["ok"]
+
+    @property
+    def failed(self) -> int:
+        return self._counts["failed"]
+
+    @property
+    def left(self) -> int:
+        return len(self.run.left) - self._counts.total()
+
+    def count(self, record: ScanRecord) -> None:
+        self._counts[record.status] += 1
+        number = f"[{self.done_before + self._counts.total()}/{len(self.run.scans)}]"
+        click.echo(f"{number} {record.scan}: {_outcome(record)}", err=True)
+
+
+def _output_folder(options: SegmentOptions) -> Path:
+    for name in _OF_ONE_SCAN:
+        if getattr(options, name) is not None:
+            raise click.UsageError(f"--{name} is for one scan, not for a folder")
+    if options.output is None:
+        raise click.UsageError("a folder of scans needs -o, the folder for the results")
+    if options.output.exists() and not options.output.is_dir():
+        raise click.UsageError(f"{options.output} is a file; a folder of scans needs a folder for the results")
+    return options.output
+
+
+def _outcome(record: ScanRecord) -> str:
+    if record.error is not None:
+        return f"failed: {record.error}"
+    percent = record.measures["infection_percent"]
+    infected = "infected lung unknown" if percent is None else f"infected lung {percent:.1f} %"
+    return f"{infected}, {record.seconds:.1f} s"
+
+
+def _what_is_left(tally: _Tally, options: SegmentOptions) -> str:
+    how = "begins again, without --overwrite it goes on" if options.overwrite else "goes on"
+    return f"{tally.left} of {len(tally.run.scans)} scans are left; the same command {how}."
+
+
+def _print_end(tally: _Tally, output: Path, options: SegmentOptions) -> None:
+    from covidseg_runtime.report import NOTICE
+
+    summary: dict[str, Any] = {
+        "notice": NOTICE,
+        "scans": len(tally.run.scans),
+        "done_before": tally.done_before,
+        "segmented": tally.segmented,
+        "failed": tally.failed,
+        "manifest": str(tally.run.manifest_path),
+        "settings": tally.run.settings,
+    }
+    if options.json:
+        click.echo(dumps(summary, indent=2))
+        return
+    click.echo(f"scans              {summary['scans']}")
+    click.echo(f"done before        {tally.done_before}")
+    click.echo(f"segmented          {tally.segmented}")
+    click.echo(f"failed             {tally.failed}")
+    click.echo(f"written            {output}")
+    click.echo(NOTICE)
