@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 import click
@@ -49,16 +48,6 @@ def phase_progress() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[phase], completed=done, total=total)
 
         yield show
-
-
-def peak_memory_mib() -> float | None:
-    """The most memory this process held so far; None where the system does not tell (Windows)."""
-    try:
-        resource = import_module("resource")
-    except ImportError:
-        return None
-    peak = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _print_last(done: int, total: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,15 @@ import click
 
 from covidseg.cli.config_file import refuse_unknown_options
 from covidseg.cli.interruption import sigterm_interrupts
-from covidseg.cli.progress import peak_memory_mib, tile_progress
-from covidseg.cli.segment_options import SegmentOptions, describe_choice, open_segmenter, resolve_deterministic
+from covidseg.cli.progress import tile_progress
+from covidseg.cli.segment_options import (
+    SegmentOptions,
+    describe_choice,
+    open_segmenter,
+    plan_spool,
+    resolve_deterministic,
+    within_memory,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +84,12 @@ class OutputFiles:
     help="How much work a scan is worth.",
 )
 @click.option("--threads", metavar="N", type=click.IntRange(min=1), help="CPU threads. [default: the engine's choice]")
+@click.option(
+    "--max-memory",
+    metavar="MIB",
+    type=click.IntRange(min=1),
+    help="Keep the scan on disk, and end the run if it takes more memory all the same.",
+)
 @click.option(
     "--deterministic",
     is_flag=True,
@@ -149,14 +162,15 @@ def run_segment(scan: Path, options: SegmentOptions, files: OutputFiles) -> dict
     """Read, segment, and write every result; the report comes back."""
     from covidseg_runtime import build_report, describe_scan, read_volume
 
-    volume = read_volume(scan)
+    spool = plan_spool(options, files.labels.parent)
+    volume = read_volume(scan, spool=spool)
     truth = _read_truth(options, volume)
-    with open_segmenter(options) as segmenter:
+    with open_segmenter(options, spool) as segmenter:
         click.echo(describe_choice(segmenter), err=True)
         with tile_progress() as on_progress:
-            segmentation = segmenter.segment(volume, on_progress)
+            segmentation = segmenter.segment(volume, within_memory(options, on_progress))
         report = build_report(segmentation, segmenter.bundle, segmenter.engine, describe_scan(scan.name, volume))
-    report["settings"] = asdict(segmenter.settings)
+    report["settings"] = segmenter.settings.describe()
     report["dice"] = _dice(segmentation, truth)
     _write(files, volume, segmentation, report, truth)
     _print_cost(segmentation)
@@ -227,6 +241,8 @@ def _print_summary(report: dict[str, Any], files: OutputFiles) -> None:
 
 def _print_cost(segmentation: Segmentation) -> None:
     seconds = sum(segmentation.timings_s.values())
+    from covidseg_runtime.process_memory import peak_memory_mib
+
     memory = peak_memory_mib()
     peak = "" if memory is None else f", peak memory {memory:.0f} MiB"
     click.echo(f"segmented in {seconds:.1f} s{peak}", err=True)

@@ -11,7 +11,7 @@ import click
 
 from covidseg.cli.exit_codes import INTERRUPTED, PART_FAILED, CommandError
 from covidseg.cli.interruption import cancel_on_signals
-from covidseg.cli.segment_options import SegmentOptions, describe_choice, open_segmenter
+from covidseg.cli.segment_options import SegmentOptions, describe_choice, open_segmenter, plan_spool
 from covidseg_runtime.errors import CovidsegError, SegmentationCancelled
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ def segment_folder(folder: Path, options: SegmentOptions) -> None:
     from covidseg_runtime.folder_scans import FolderJob, Part
 
     job = FolderJob(folder, _output_folder(options), Part(options.part_id, options.num_parts), options.overwrite)
-    with cancel_on_signals() as cancel, open_segmenter(options) as segmenter, open_folder_run(job, segmenter) as run:
+    spool = plan_spool(options, job.output)
+    with (
+        cancel_on_signals() as cancel,
+        open_segmenter(options, spool) as segmenter,
+        open_folder_run(job, segmenter) as run,
+    ):
         click.echo(describe_choice(segmenter), err=True)
         tally = _Tally(run)
         click.echo(f"{len(run.scans)} scans, {tally.done_before} done before", err=True)

@@ -34,6 +34,7 @@ from covidseg_runtime.engines import ENGINES, PRECISIONS, Engine, available_engi
 from covidseg_runtime.errors import CovidsegError, EngineError, SettingsError
 from covidseg_runtime.measures import INFECTION
 from covidseg_runtime.metrics import dice
+from covidseg_runtime.process_memory import peak_memory_mib
 from covidseg_runtime.report import NOTICE, plain_json
 from covidseg_runtime.segmenter import Segmenter
 from covidseg_runtime.volume import Volume
@@ -339,20 +340,6 @@ def installed_size_mb(packages: Iterable[str]) -> float | None:
     for distribution in _with_requirements(_distributions_of(packages)):
         files.update(Path(str(file.locate())) for file in distribution.files or ())
     return sum(path.stat().st_size for path in files if path.is_file()) / 1e6 if files else None
-
-
-def peak_memory_mib() -> float | None:
-    """The most memory this process held so far; None where the system does not tell."""
-    # Not getrusage where it can be helped: on Linux a child starts with the peak of the process that started it.
-    match = re.search(r"^VmHWM:\s*(\d+) kB", _read_text("/proc/self/status"), re.MULTILINE)
-    if match:
-        return int(match[1]) / 2**10
-    try:
-        resource = import_module("resource")
-    except ImportError:
-        return None
-    peak = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 class EngineSubject:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.spooling import planes
+
 Mask = NDArray[np.bool_]
 Spacing = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
@@ -46,7 +48,9 @@ class CoarseLabels:
         first = (zs.start // z, ys.start // y, xs.start // x)
         cells = labels[first[0] * z : zs.stop, first[1] * y : ys.stop, first[2] * x : xs.stop]
         coarse_mm = (spacing_mm[0] * z, spacing_mm[1] * y, spacing_mm[2] * x)
-        return cls(cells[::z, ::y, ::x], _highest_in_cells(cells, (z, y, x)), first, (z, y, x), coarse_mm)
+        sampled = [plane[::y, ::x] for plane in planes(cells[::z])]
+        coarse = np.stack(sampled) if sampled else np.zeros((0, 0, 0), np.uint8)
+        return cls(coarse, _highest_in_cells(cells, (z, y, x)), first, (z, y, x), coarse_mm)
 
     def carry(self, chosen: Mask, known: Mask, wanted: Mask) -> Mask:
         """Carry a choice among the known cells over to others.
@@ -80,7 +84,7 @@ class CoarseLabels:
             chosen = plane[rows, columns].repeat(self.steps[2], axis=1).repeat(self.steps[1], axis=0)
             y, x = (self.first[1] + rows.start) * self.steps[1], (self.first[2] + columns.start) * self.steps[2]
             start = (self.first[0] + z) * self.steps[0]
-            for labels_plane in labels[start : start + self.steps[0]]:
+            for labels_plane in planes(labels[start : start + self.steps[0]]):
                 window = labels_plane[y : y + chosen.shape[0], x : x + chosen.shape[1]]
                 # The last cell of an axis may reach beyond the map.
                 yield window, chosen[: window.shape[0], : window.shape[1]]
@@ -88,10 +92,12 @@ class CoarseLabels:
 
 def label_box(labels: NDArray[np.uint8]) -> Box:
     """Smallest box of (Z, Y, X) outside of which all is 0; without voxels where all is."""
-    zs = _bounds(labels.any(axis=(1, 2)))
+    zs = _bounds(np.array([plane.any() for plane in planes(labels)]))
     if zs.stop == 0:
         return zs, slice(0, 0), slice(0, 0)
-    footprint = labels[zs].max(axis=0)
+    footprint = np.zeros(labels.shape[1:], np.bool_)
+    for plane in planes(labels[zs]):
+        footprint |= plane > 0
     return zs, _bounds(footprint.any(axis=1)), _bounds(footprint.any(axis=0))
 
 
@@ -134,11 +140,14 @@ def eroded(mask: Mask) -> Mask:
 
 def _highest_in_cells(labels: NDArray[np.uint8], steps: tuple[int, int, int]) -> NDArray[np.uint8]:
     z, y, x = steps
-    planes = [
-        _highest_in_rows(_highest_in_rows(labels[start : start + z].max(axis=0), y).T, x).T
-        for start in range(0, len(labels), z)
-    ]
-    return np.stack(planes) if planes else np.zeros((0, 0, 0), np.uint8)
+    highest: list[NDArray[np.uint8]] = []
+    for index, plane in enumerate(planes(labels)):
+        rows = _highest_in_rows(_highest_in_rows(plane, y).T, x).T
+        if index % z == 0:
+            highest.append(rows)
+        else:
+            np.maximum(highest[-1], rows, out=highest[-1])
+    return np.stack(highest) if highest else np.zeros((0, 0, 0), np.uint8)
 
 
 def _highest_in_rows(plane: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:

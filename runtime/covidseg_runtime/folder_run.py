@@ -126,7 +126,7 @@ class FolderRun:
         name = scan.source.name.encode("utf-8", "replace").decode()  # a name that is not UTF-8 is none in JSON
         segmentation, segmenter = result.segmentation, self._segmenter
         report = build_report(segmentation, segmenter.bundle, segmenter.engine, describe_scan(name, result.volume))
-        report["settings"] = asdict(segmenter.settings)
+        report["settings"] = segmenter.settings.describe()
         _make_folder(scan.report.parent)
         write_json(scan.report, report)
         try:
@@ -175,7 +175,7 @@ def describe_settings(segmenter: Segmenter) -> dict[str, Any]:
         "engine": engine.name,
         "provider": getattr(engine, "provider", None),  # ONNX Runtime's: whether the CPU or a GPU computes
         "precision": engine.precision,
-        **asdict(settings),
+        **settings.describe(),
     }
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.spooling import planes
+
 Indices = NDArray[np.int64]
 
 # Rows (z, y) before a row whose runs may touch its own; the rows after it find it in turn.
@@ -77,7 +79,7 @@ def _runs(labels: NDArray[np.uint8], label: int) -> tuple[Indices, Indices]:
     flat = np.zeros((height + 1) * (width + 1) + 1, np.bool_)
     plane = flat[1:].reshape(height + 1, width + 1)
     starts, stops = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for z, labels_plane in enumerate(labels):
+    for z, labels_plane in enumerate(planes(labels)):
         np.equal(labels_plane, label, out=plane[:-1, :-1])
         if flat.any():
             changes = np.flatnonzero(flat[1:] != flat[:-1]) + z * plane.size

@@ -117,7 +117,8 @@ def attempt(action: Callable[[], T], name: str) -> T | CovidsegError:
 def _segment_each(
     segmenter: Segmenter, paths: Iterable[Path], prefetch: int, cancel: threading.Event
 ) -> Generator[ManyResult, None, None]:
-    with closing(_read_ahead(paths, prefetch, cancel)) as scans:
+    read = partial(read_volume, spool=segmenter.settings.spool)
+    with closing(_read_ahead(paths, read, prefetch, cancel)) as scans:
         for path, scan in scans:
             yield _result(segmenter, path, scan, cancel)
             del scan  # it would live on while the next one is awaited
@@ -131,13 +132,13 @@ def _result(segmenter: Segmenter, path: Path, scan: Volume | CovidsegError, canc
 
 
 def _read_ahead(
-    paths: Iterable[Path], prefetch: int, cancel: threading.Event
+    paths: Iterable[Path], read: Callable[[Path], Volume], prefetch: int, cancel: threading.Event
 ) -> Generator[tuple[Path, Volume | CovidsegError], None, None]:
     with ThreadPoolExecutor(1, "covidseg-reader") as reader:
         waiting: deque[tuple[Path, Future[Volume | CovidsegError]]] = deque()
         try:
             for path in paths:
-                waiting.append((path, reader.submit(attempt, partial(read_volume, path), path.name)))
+                waiting.append((path, reader.submit(attempt, partial(read, path), path.name)))
                 if len(waiting) > prefetch:
                     yield _take(waiting, cancel)
             while waiting:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from covidseg_runtime.coarse_grid import CoarseLabels, label_box
 from covidseg_runtime.lesions import Lesions
+from covidseg_runtime.spooling import planes
 
 LEFT_LUNG, RIGHT_LUNG, INFECTION = 1, 2, 3
 CONSOLIDATION_FROM_HU = -300
@@ -92,7 +93,7 @@ def count_infection_in_left(labels: NDArray[np.uint8], spacing_mm: Spacing) -> i
     lung = left | (coarse.labels == RIGHT_LUNG)
     if not lung.any():
         # Without any lung the body's middle parts the sides; x grows to the patient's left.
-        return sum(int(np.count_nonzero(plane[:, labels.shape[2] // 2 :] == INFECTION)) for plane in labels)
+        return sum(int(np.count_nonzero(plane[:, labels.shape[2] // 2 :] == INFECTION)) for plane in planes(labels))
     infected = coarse.highest == INFECTION
     return sum(
         int(np.count_nonzero((plane == INFECTION) & in_left))
@@ -116,7 +117,7 @@ def _sum_voxels(labels: NDArray[np.uint8], hu: NDArray[Any]) -> _Sums:
     """Only labelled voxels are looked at, slice by slice: a scan-sized copy would cost more memory than the scan."""
     box = label_box(labels)
     sums = _Sums()
-    for plane, plane_hu in zip(labels[box], hu[box], strict=True):
+    for plane, plane_hu in zip(planes(labels[box]), planes(hu[box]), strict=True):
         sums.left += int(np.count_nonzero(plane == LEFT_LUNG))
         sums.right += int(np.count_nonzero(plane == RIGHT_LUNG))
         sums.labelled_hu += float(plane_hu[plane > 0].sum(dtype=np.float64))

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covidseg_runtime.errors import VolumeError
+from covidseg_runtime.spooling import planes
 
 if TYPE_CHECKING:
     from covidseg_runtime.sliding_window import LogitSlab
@@ -87,16 +88,52 @@ def to_model_grid(voxels: NDArray[Any], grids: GridPair) -> NDArray[np.float32]:
     Raises:
         VolumeError: If the shape is not that of the source grid.
     """
+    model = np.empty(grids.model_shape, np.float32)
+    for z, plane in _model_planes(voxels, grids):
+        model[z] = plane
+    return model
+
+
+def to_model_hu(voxels: NDArray[Any], grids: GridPair) -> NDArray[np.int16]:
+    """Resample the source box to the model's grid, rounded to whole HU slice by slice.
+
+    Half the memory of ``to_model_grid`` for less than the noise of any CT.
+
+    Args:
+        voxels: As of ``to_model_grid``.
+        grids: The two grids.
+
+    Returns:
+        Array of shape ``grids.model_shape``, int16.
+
+    Raises:
+        VolumeError: If the shape is not that of the source grid.
+    """
+    model = np.empty(grids.model_shape, np.int16)
+    limits = np.iinfo(np.int16)
+    for z, plane in _model_planes(voxels, grids):
+        model[z] = np.clip(np.rint(plane), limits.min, limits.max)
+    return model
+
+
+def _model_planes(voxels: NDArray[Any], grids: GridPair) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Every slice of the model's grid, (Y, X) float32, in order; only unfinished ones are kept."""
     if voxels.shape != grids.source_shape:
         raise VolumeError(f"The voxels have shape {voxels.shape}, the source grid has {grids.source_shape}.")
     weights_z = axis_weights(grids.source_shape[0], grids.model_shape[0])
+    last_source = [int(np.flatnonzero(row)[-1]) for row in weights_z]
     in_plane = _PlaneResampling.between(grids.source_shape, grids.model_shape)
-    model = np.zeros(grids.model_shape, np.float32)
-    for z in range(grids.source_shape[0]):
-        plane = in_plane.apply(voxels[z].astype(np.float32))
-        for target in np.flatnonzero(weights_z[:, z]):
-            model[target] += weights_z[target, z] * plane
-    return model
+    unfinished: dict[int, NDArray[np.float32]] = {}
+    next_target = 0
+    for z, source in enumerate(planes(voxels)):
+        plane = in_plane.apply(source.astype(np.float32))
+        for target in np.flatnonzero(weights_z[:, z]).tolist():
+            if target not in unfinished:
+                unfinished[target] = np.zeros(grids.model_shape[1:], np.float32)
+            unfinished[target] += weights_z[target, z] * plane
+        while next_target < len(last_source) and last_source[next_target] <= z:
+            yield next_target, unfinished.pop(next_target)
+            next_target += 1
 
 
 def to_source_grid(slabs: Iterable["LogitSlab"], grids: GridPair) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -29,8 +29,9 @@ from covidseg_runtime.lung_box import Box, find_lung_box
 from covidseg_runtime.lung_sides import label_sides
 from covidseg_runtime.measures import Measures, measure, without_lungs
 from covidseg_runtime.postprocessing import remove_detached, remove_small_lesions
-from covidseg_runtime.resampling import GridPair, to_model_grid, to_source_labels
+from covidseg_runtime.resampling import GridPair, to_model_hu, to_source_labels
 from covidseg_runtime.sliding_window import LogitSlab, predict_tiled
+from covidseg_runtime.spooling import Spool, release, zeros
 from covidseg_runtime.volume import Volume, reorient_array, to_orientation
 from covidseg_runtime.volume_files import read_volume
 
@@ -38,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 _THICK_SLICE_MM = 5.0
 _DETACHED_ML = 1.0
-_INT16 = np.iinfo(np.int16)
+_SLICES_BETWEEN = 16
 _NO_LUNG_CLASS = "This model labels no lungs, so lung volume and percentage are unknown."
 _FACES = ("feet", "head", "front", "back", "patient's right", "patient's left")
 
@@ -68,10 +69,17 @@ class SegmentSettings:
     Attributes:
         min_lesion_ml: Infections smaller than this become lung again; 0 keeps all.
         quality: "fast", "balanced" or "best"; what each costs in DSC is measured in the documentation.
+        spool: Where the voxels of a long scan (given as a file) and its labels lie, in files that have no name, 3 bytes
+            a voxel, so that memory does not grow with the number of slices.
     """
 
     min_lesion_ml: float = 0.05
     quality: str = "balanced"
+    spool: Spool | None = None
+
+    def describe(self) -> dict[str, str | float]:
+        """What results depend on, as plain values."""
+        return {"min_lesion_ml": self.min_lesion_ml, "quality": self.quality}
 
     def __post_init__(self) -> None:
         """Refuse volumes that are no volume."""
@@ -178,7 +186,7 @@ class Segmenter:
             EngineError: if the engine fails, or if its network has other classes than the bundle.
             SegmentationCancelled: if ``cancel`` was set.
         """
-        volume = _as_volume(scan, affine)
+        volume = self._as_volume(scan, affine)
         clock = _Clock()
         preprocessing = self.bundle.preprocessing
         turned = to_orientation(volume, preprocessing.orientation)  # (Z, Y, X), a view
@@ -186,9 +194,9 @@ class Segmenter:
             box = find_lung_box(turned.voxels, turned.spacing_mm)
         grids = GridPair.for_spacing(box.shape, turned.spacing_mm, preprocessing.spacing_mm)
         with clock.step("to_model_grid"):
-            image = _round_to_int16(to_model_grid(turned.voxels[box.slices], grids))
+            image = to_model_hu(turned.voxels[box.slices], grids)
         with clock.step("network"):
-            labels = np.zeros(turned.shape, np.uint8)
+            labels = zeros(turned.shape, np.uint8, self.settings.spool)
             self._label_box(image, grids, labels[box.slices], _on_tile(on_progress, cancel))
         has_lungs, detached_ml = self.bundle.tells_lungs_apart, 0.0
         if has_lungs:
@@ -227,6 +235,17 @@ class Segmenter:
         """Close the engine."""
         self.close()
 
+    def _as_volume(self, scan: Volume | Path | NDArray[Any], affine: NDArray[np.float64] | None) -> Volume:
+        if isinstance(scan, np.ndarray):
+            if affine is None:
+                raise SettingsError("an array was given without its affine: segment(array, affine=affine)")
+            return Volume(scan, affine)
+        if affine is not None:
+            raise SettingsError("affine goes with an array; a volume or a file has its own")
+        if isinstance(scan, Volume):
+            return scan
+        return read_volume(Path(scan), spool=self.settings.spool)
+
     def _label_box(
         self,
         image: NDArray[np.int16],
@@ -243,6 +262,9 @@ class Segmenter:
         label_of_class = self.bundle.label_of_class
         for z, classes in to_source_labels(checked, grids):
             labels[z] = label_of_class.take(classes)
+            if z % _SLICES_BETWEEN == 0:
+                release(labels)
+        release(labels)
 
 
 class _OneAtATime:
@@ -274,16 +296,6 @@ class _Clock:
         self.timings_s[name] = time.perf_counter() - start
 
 
-def _as_volume(scan: Volume | Path | NDArray[Any], affine: NDArray[np.float64] | None) -> Volume:
-    if isinstance(scan, np.ndarray):
-        if affine is None:
-            raise SettingsError("an array was given without its affine: segment(array, affine=affine)")
-        return Volume(scan, affine)
-    if affine is not None:
-        raise SettingsError("affine goes with an array; a volume or a file has its own")
-    return scan if isinstance(scan, Volume) else read_volume(Path(scan))
-
-
 def _on_tile(on_progress: Progress | None, cancel: threading.Event | None) -> Progress | None:
     """What is called after each tile."""
     if cancel is None:
@@ -296,12 +308,6 @@ def _on_tile(on_progress: Progress | None, cancel: threading.Event | None) -> Pr
             raise SegmentationCancelled(f"cancelled after {done} of {total} tiles")
 
     return stop_or_report
-
-
-def _round_to_int16(hu: NDArray[np.float32]) -> NDArray[np.int16]:
-    """HU to whole numbers: half the memory for less than the noise of any CT."""
-    np.rint(hu, out=hu)
-    return np.clip(hu, _INT16.min, _INT16.max, out=hu).astype(np.int16)
 
 
 def _check_classes(slabs: Iterator[LogitSlab], classes: int) -> Iterator[LogitSlab]:

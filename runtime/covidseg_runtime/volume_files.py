@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from covidseg_runtime.errors import OutputError, VolumeError
 from covidseg_runtime.nifti_header import NIFTI2_BYTES, NiftiLayout, judge_header
+from covidseg_runtime.spooling import Spool, planes, release, zeros
 from covidseg_runtime.volume import Volume
 
 # Small enough to stay in a core's cache between the decoder and the voxels.
 _CHUNK = 1 << 20
+_BYTES_BETWEEN = 16 * _CHUNK
 # Deflate unfolds a byte to at most this many.
 _LARGEST_UNFOLDING = 1032
 _FEW_VALUES = 12
@@ -32,11 +34,12 @@ _LOWEST_HU, _HIGHEST_HU = -10_000, 40_000
 _LUNG_OR_AIR_HU = -200
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, *, spool: Spool | None = None) -> Volume:
     """Read a CT.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
+        spool: Where the voxels lie, in a file that has no name, if they are many and stored as int16 HU.
 
     Returns:
         The volume in HU; int16 where the file stores HU as int16, else float32.
@@ -44,7 +47,7 @@ def read_volume(path: Path) -> Volume:
     Raises:
         VolumeError: If the file is not a 3D CT in HU with a sound geometry.
     """
-    volume = read_voxels(path)
+    volume = read_voxels(path, spool=spool)
     _judge_hounsfield(volume.voxels, path.name)
     return volume
 
@@ -66,8 +69,12 @@ def read_label_map(path: Path) -> Volume:
     return Volume(voxels.astype(np.uint8), volume.affine)
 
 
-def read_voxels(path: Path) -> Volume:
+def read_voxels(path: Path, *, spool: Spool | None = None) -> Volume:
     """Read a scan of any values, such as a crop without air or grey levels that a caller turns into HU.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``.
+        spool: As of `read_volume`.
 
     Raises:
         VolumeError: If the file is not a whole 3D NIfTI file with a sound geometry.
@@ -81,8 +88,10 @@ def read_voxels(path: Path) -> Volume:
             # Read at most what the header promises, so that a small file cannot unfold without end.
             head = _read_up_to(file, NIFTI2_BYTES)
             layout = judge_header(head, path.name)
+            # No more is reserved than a file of this size can hold, whatever its header says.
             most = path.stat().st_size * _LARGEST_UNFOLDING
-            buffer = _read_data(file, head, layout, most, path.name)
+            buffer = zeros((min(layout.data_bytes, most),), np.uint8, spool)
+            _read_data(file, head, layout, buffer, path.name)
     except (BadGzipFile, EOFError, zlib.error, isal_error) as error:  # type: ignore[misc]  # the stub of isal: an instance
         raise VolumeError(f"{path.name} is not a whole gzip file ({error}); copy it again.") from error
     except OSError as error:
@@ -156,7 +165,7 @@ def _write_parts_atomic(path: Path, parts: Iterable[bytes]) -> None:
 def _header_and_slices(header: bytes, labels: NDArray[np.uint8]) -> Iterator[bytes]:
     """The content of a NIfTI file, slice by slice: a copy of all labels would add its size to the peak of memory."""
     yield header
-    for plane in labels.T:
+    for plane in planes(labels.T):
         yield plane.astype(np.uint8, copy=False).tobytes()
 
 
@@ -190,22 +199,23 @@ def _read_up_to(file: BufferedIOBase, count: int) -> bytes:
     return b"".join(parts)
 
 
-def _read_data(file: BufferedIOBase, head: bytes, layout: NiftiLayout, most: int, name: str) -> NDArray[np.uint8]:
-    """The voxels' bytes; no more is reserved than a file of this size can hold (``most``), whatever the header says."""
+def _read_data(file: BufferedIOBase, head: bytes, layout: NiftiLayout, data: NDArray[np.uint8], name: str) -> None:
+    """Fill ``data`` with the voxels' bytes; it is no longer than a file of this size can hold."""
     skip = layout.data_offset - len(head)
     early = head[layout.data_offset :][: layout.data_bytes] if skip < 0 else b""
     if skip > 0 and len(_read_up_to(file, skip)) < skip:
         raise VolumeError(f"{name} ends within its header; copy it again.")
-    data = np.empty(min(layout.data_bytes, most), np.uint8)
     data[: len(early)] = np.frombuffer(early, np.uint8)
     view, count = data.data, len(early)
     while count < len(data) and (read := file.readinto(view[count : count + _CHUNK])):
         count += read
+        if count % _BYTES_BETWEEN < _CHUNK:
+            release(data)
+    release(data)
     if count < layout.data_bytes:
         raise VolumeError(f"{name} promises {layout.data_bytes:,} bytes of voxels and holds {count:,}; copy it again.")
     # The gzip checksum stands after the last byte; reading on makes the decoder compare it.
     file.read(1)
-    return data
 
 
 def _scaled(voxels: NDArray[Any], layout: NiftiLayout, name: str) -> NDArray[Any]:
@@ -237,8 +247,14 @@ def _shifted(stored: NDArray[Any], shift: int) -> NDArray[np.int16]:
     return hu
 
 
+def _range(voxels: NDArray[Any]) -> tuple[float, float]:
+    """Lowest and highest value, plane by plane."""
+    ranges = [(float(plane.min()), float(plane.max())) for plane in planes(voxels.T)]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
 def _judge_hounsfield(voxels: NDArray[Any], name: str) -> None:
-    lowest, highest = float(voxels.min()), float(voxels.max())
+    lowest, highest = _range(voxels)
     given = f"{name} holds values from {lowest:g} to {highest:g}"
     if lowest >= 0 and highest <= 255 and np.unique(voxels[::2, ::2, ::2]).size <= _FEW_VALUES:
         raise VolumeError(f"{given}, few of them: this looks like a label map; give the CT itself.")

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from drawn_chest import drawn_chest, write_tiny_experiment
+from drawn_chest import write_tiny_experiment
 
 from covidseg.cli import main
 
