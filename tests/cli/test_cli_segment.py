@@ -233,3 +233,15 @@ def test_a_failure_while_drawing_leaves_nothing(
     assert result.exit_code == 1
     assert "Error: [Errno 28] No space left on device" in result.stderr
     assert not list(here.iterdir())
+
+
+def test_more_memory_than_allowed_ends_the_run_without_a_file(
+    tiny_bundle: Path, phantom_scan: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "labels.nii.gz"
+    arguments = ["segment", str(phantom_scan), "--model", str(tiny_bundle), "-o", str(output), "--max-memory"]
+    refused = CliRunner().invoke(main, [*arguments, "10"])
+    assert refused.exit_code == 2
+    assert "MiB, more than --max-memory 10" in refused.stderr
+    assert not output.exists()
+    assert CliRunner().invoke(main, [*arguments, "100000"]).exit_code == 0
