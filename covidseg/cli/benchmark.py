@@ -95,10 +95,10 @@ def benchmark(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - 
 def run_benchmark(options: BenchmarkOptions, scan: Path) -> tuple[dict[str, Any], Benchmark]:
     """Measure every row and write the files; the report comes back beside the rows."""
     from covidseg_runtime import describe_scan, load_bundle, read_volume
+    from covidseg_runtime.benchmark_report import benchmark_report
     from covidseg_runtime.benchmarking import (
         Selection,
         Workload,
-        benchmark_report,
         list_contestants,
         measure_contestants,
     )

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib import import_module, metadata
+from importlib import import_module
 from multiprocessing.spawn import get_executable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,29 +26,23 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-import covidseg_runtime
 from covidseg_runtime.bundle import ModelBundle, load_bundle
 from covidseg_runtime.engines import ENGINES, PRECISIONS, Engine, available_engines, engine_candidates, open_engine
 from covidseg_runtime.errors import CovidsegError, EngineError, SettingsError
+from covidseg_runtime.machine_facts import installed_size_mb
 from covidseg_runtime.measures import INFECTION
 from covidseg_runtime.metrics import dice
 from covidseg_runtime.process_memory import peak_memory_mib
-from covidseg_runtime.report import NOTICE, plain_json
 from covidseg_runtime.segmenter import Segmenter
 from covidseg_runtime.volume import Volume
 from covidseg_runtime.volume_files import read_volume
 
-BENCHMARK_SCHEMA_VERSION = 1
 ENGINE_OPENER = "covidseg_runtime.benchmarking:open_engine_subject"
 
 _WARM_UP_TILES, _TIMED_TILES = 2, 5
 _JOB, _OUTCOME, _INFECTION = "job.json", "outcome.json", "infection.npy"
 # -c, not -m: the module must not be there twice, once as __main__. -P keeps the working folder off the path.
 _CHILD = "import sys; from covidseg_runtime.benchmarking import run_child; run_child(sys.argv[1])"
-_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)")
-_CUDA_EXTRAS = ("cuda", "cudnn")  # what `covidseg[gpu]` asks of ONNX Runtime
-_SHARED = "numpy"  # every engine requires it, and so does the runtime
 
 Mask = NDArray[np.bool_]
 
@@ -282,66 +274,6 @@ def measure_contestants(
     return Benchmark(tuple(rows), None if reference is None else reference[0])
 
 
-def benchmark_report(
-    benchmark: Benchmark, bundle: ModelBundle, workload: Workload, scan: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The benchmark as JSON; what was not measured is null.
-
-    Args:
-        benchmark: What was measured.
-        bundle: The model.
-        workload: What each row did.
-        scan: What `describe_scan` gave.
-    """
-    report = {
-        "schema_version": BENCHMARK_SCHEMA_VERSION,
-        "notice": NOTICE,
-        "date": benchmark.date,
-        "software": {"name": "covidseg", "version": covidseg_runtime.__version__},
-        "machine": describe_machine(),
-        "versions": _versions(benchmark),
-        "model": {
-            "name": bundle.name,
-            "version": bundle.version,
-            "files": {file.name: file.sha256 for file in bundle.files},
-        },
-        "scan": scan,
-        "repeats": workload.repeats,
-        "threads": workload.threads,
-        "reference": None if benchmark.reference is None else _name_parts(benchmark.reference),
-        "rows": [_row_json(row) for row in benchmark.rows],
-    }
-    return {key: plain_json(value) for key, value in report.items()}
-
-
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, threads that this process may use, GPUs, system and Python."""
-    cpuinfo = _read_text("/proc/cpuinfo")
-    models = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    cores = set(re.findall(r"^physical id\s*:\s*(\d+)$.*?^core id\s*:\s*(\d+)$", cpuinfo, re.MULTILINE | re.DOTALL))
-    gpus = [_read_text(str(path)) for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
-    affinity = getattr(os, "sched_getaffinity", None)
-    return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": len(cores) or None,
-        "threads": os.cpu_count() if affinity is None else len(affinity(0)),
-        "gpus": [name for gpu in gpus for name in re.findall(r"^Model:\s*(.+)$", gpu, re.MULTILINE)],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def installed_size_mb(packages: Iterable[str]) -> float | None:
-    """Installed size in MB (10^6 bytes) of Python packages and all that they require, without numpy.
-
-    None if no distribution is known to hold them.
-    """
-    files: set[Path] = set()
-    for distribution in _with_requirements(_distributions_of(packages)):
-        files.update(Path(str(file.locate())) for file in distribution.files or ())
-    return sum(path.stat().st_size for path in files if path.is_file()) / 1e6 if files else None
-
-
 class EngineSubject:
     """An engine of the runtime behind the `Segmenter`."""
 
@@ -487,73 +419,5 @@ def _refuse_unknown(kind: str, given: Sequence[str], known: Sequence[str]) -> No
             raise SettingsError(f"{kind} {name!r} is unknown: expected one of {', '.join(known)}")
 
 
-def _row_json(row: Row) -> dict[str, Any]:
-    measured = row.measurement
-    return {
-        **_name_parts(row.contestant),
-        "problem": row.problem,
-        "load_s": None if measured is None else round(measured.load_s, 3),
-        "ms_per_tile": None if measured is None else round(measured.median_tile_ms, 2),
-        "all_ms_per_tile": None if measured is None else [round(ms, 2) for ms in measured.tile_ms],
-        "s_per_scan": None if measured is None else round(measured.median_scan_s, 3),
-        "all_s_per_scan": None if measured is None else [round(seconds, 3) for seconds in measured.scan_s],
-        "scans_per_hour": None if measured is None else round(measured.scans_per_hour, 1),
-        "peak_memory_mib": _rounded(None if measured is None else measured.peak_memory_mib, 1),
-        "dsc_reference": _rounded(row.dsc_reference, 6),
-        "dsc_truth": _rounded(row.dsc_truth, 6),
-        "installed_mb": _rounded(row.installed_mb, 1),
-    }
-
-
-def _versions(benchmark: Benchmark) -> dict[str, str]:
-    """Versions of the engines that are installed and of the peers that were measured."""
-    packages = {package for row, _ in benchmark.measured for package in row.contestant.packages}
-    engines = {info.name: info.version for info in available_engines() if info.version is not None}
-    return engines | {name: metadata.version(name) for name in sorted(_distributions_of(packages))}
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
-
-
-def _name_parts(contestant: Contestant) -> dict[str, str]:
-    return {"engine": contestant.engine, "precision": contestant.precision, "device": contestant.device}
-
-
-def _distributions_of(packages: Iterable[str]) -> set[str]:
-    """Names of the installed distributions that hold Python packages."""
-    holders = metadata.packages_distributions()
-    return {holder for package in packages for holder in holders.get(package, ())}
-
-
-def _with_requirements(names: Iterable[str]) -> list[metadata.Distribution]:
-    """Distributions and whatever they require that is installed, numpy excepted."""
-    found: dict[str, metadata.Distribution] = {}
-    waiting = list(names)
-    while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in found or name == _SHARED:
-            continue
-        try:
-            found[name] = metadata.distribution(name)
-        except metadata.PackageNotFoundError:  # required on another system
-            continue
-        waiting += [required for line in found[name].requires or () if (required := _required_name(line))]
-    return list(found.values())
-
-
-def _required_name(requirement: str) -> str | None:
-    """The name in a requirement; None if only an extra asks for it, CUDA's excepted."""
-    extra, name = _EXTRA.search(requirement), _REQUIREMENT.match(requirement)
-    return None if name is None or (extra and extra[1] not in _CUDA_EXTRAS) else name[0]
-
-
 def _top_level_modules() -> set[str]:
     return {name.partition(".")[0] for name in sys.modules}
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -12,6 +12,7 @@ import pytest
 from phantom import phantom_labels
 
 from covidseg_runtime.benchmark_chart import render_benchmark_chart
+from covidseg_runtime.benchmark_report import benchmark_report
 from covidseg_runtime.benchmarking import (
     Benchmark,
     Contestant,
@@ -19,15 +20,13 @@ from covidseg_runtime.benchmarking import (
     Row,
     Selection,
     Workload,
-    benchmark_report,
-    describe_machine,
-    installed_size_mb,
     list_contestants,
     measure_contestants,
-    peak_memory_mib,
 )
 from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.errors import EngineError, SettingsError
+from covidseg_runtime.machine_facts import describe_machine, installed_size_mb
+from covidseg_runtime.process_memory import peak_memory_mib
 
 OPENVINO = Contestant("openvino", "f32", "cpu")
 ONNXRUNTIME = Contestant("onnxruntime", "f32", "cpu")
