@@ -33,7 +33,9 @@ def check(ctx: click.Context, *, json: bool) -> None:
     for info in engines:
         click.echo(_line(info))
     tried = ", then ".join(f"{choice['engine']} on {choice['device']}" for choice in order)
-    click.echo(f"auto: {tried or 'no engine is installed'}, in f32")
+    click.echo(
+        f"auto: {tried or 'no engine is installed'}; the fastest precision that the model's parity report allows"
+    )
 
 
 def _line(info: EngineInfo) -> str:

@@ -58,7 +58,7 @@ def test_no_model_at_all_is_said(shipped: Path) -> None:
 def test_check_names_engines_devices_and_the_choice(shipped: Path) -> None:
     report = json.loads(CliRunner().invoke(main, ["check", "--json"]).stdout)
     engines = {engine["name"]: engine for engine in report["engines"]}
-    assert set(engines) == {"openvino", "onnxruntime"}
+    assert set(engines) == {"openvino", "onnxruntime", "tensorrt"}
     assert engines["openvino"]["precisions"][0] == "f32"
     assert {"engine": "openvino", "device": "cpu"} in report["order"]
     lines = CliRunner().invoke(main, ["check"]).stdout.splitlines()

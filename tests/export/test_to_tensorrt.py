@@ -326,7 +326,6 @@ def test_a_file_that_is_no_onnx_model_is_refused(tensorrt, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norm": "Frobnicate"}, "Plugin not found.*at Frobnicate"),
         ({"conv": np.float32}, "`input` and `kernel` must be of same type.*at Conv"),
         ({"norm_input": TensorProto.FLOAT16}, "either all FLOAT or all FLOAT16.*at InstanceNormalization"),
         ({"batch": 2}, r"\(2, 1, 16, 16, 8\).*with a free N alone"),
@@ -341,6 +340,15 @@ def test_a_network_that_cannot_be_built_is_one_sentence(tensorrt, tmp_path, fold
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 500
     assert not folder.exists()
+
+
+def test_an_operator_unknown_to_covidseg_never_reaches_tensorrt(tensorrt, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(mixed_graph(norm="Frobnicate").SerializeToString())
+    with pytest.raises(BundleError, match="has the operator 'Frobnicate', which no network of covidseg has"):
+        build(path)
+    with pytest.raises(EngineError, match="Plugin not found.*at Frobnicate"):
+        parse_network(tensorrt, path.read_bytes(), path.name)
 
 
 def test_a_build_that_fails_gives_tensorrt_s_reason_and_leaves_no_plan(tensorrt, model, folder):
