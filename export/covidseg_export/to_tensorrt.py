@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+from covidseg_runtime.engines.engine import in_one_line
 from covidseg_runtime.engines.plan_cache import (
     GpuIdentity,
     PlanKey,
@@ -27,12 +28,11 @@ from covidseg_runtime.engines.tensorrt_engine import (
     error_collector,
     gpu_identity,
     import_tensorrt,
-    in_one_line,
     last_error,
     select_gpu,
 )
 from covidseg_runtime.errors import EngineError, SettingsError
-from covidseg_runtime.onnx_guard import refuse_external_data
+from covidseg_runtime.onnx_guard import refuse_unsafe_model
 
 Progress = Callable[[str, int, int], None]
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
@@ -141,7 +141,7 @@ def build_plan(
     if gpu is None:
         gpu = gpu_identity(cuda_device)
         select_gpu(cuda_device)
-    refuse_external_data(model_path)
+    refuse_unsafe_model(model_path)
     model = model_path.read_bytes()
     network = parse_network(installed.module, model, model_path.name)
     key = plan_key(sha256(model).hexdigest(), network, installed.identity, gpu, options)

@@ -133,16 +133,12 @@ dynamic_batching {{ }}
 
 
 def read_tensors(graph: Path) -> tuple[TritonTensor, TritonTensor]:
-    """The input and the output of an ONNX file.
+    """The input and the output of an ONNX file; the guard has seen that there is one of each.
 
     Raises:
-        BundleError: If it has others, or they are not fixed but for the batch.
+        BundleError: If they are not fixed but for the batch.
     """
     network = onnx.load(graph, load_external_data=False).graph
-    if len(network.input) != 1 or len(network.output) != 1:
-        raise BundleError(
-            f"{graph.name} has {len(network.input)} inputs and {len(network.output)} outputs; expected one of each."
-        )
     return _read_tensor(graph.name, network.input[0]), _read_tensor(graph.name, network.output[0])
 
 

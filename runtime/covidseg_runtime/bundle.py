@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from covidseg_runtime.errors import BundleError, SettingsError
 from covidseg_runtime.intensity import HounsfieldScaling
-from covidseg_runtime.onnx_guard import refuse_external_data
+from covidseg_runtime.onnx_guard import refuse_unsafe_model
 from covidseg_runtime.tiling import TilePlan
 
 __all__ = [
@@ -62,6 +63,9 @@ _LABELS_OF_CLASSES: Mapping[tuple[str, ...], tuple[int, ...]] = MappingProxyType
 )
 
 _MAX_BUNDLE_BYTES = 4 * 2**20
+_LARGEST_TILE = 1024
+_SMALLEST_STEP = 0.1  # at less, tiles without end
+_LONGEST_VALUE = 200  # of what a message repeats
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ORIENTATION = re.compile(r"(?=.*[LR])(?=.*[PA])(?=.*[IS])[LRPAIS]{3}")
@@ -88,7 +92,7 @@ class PreprocessingSpec:
         """Refuse what no scan can be brought to."""
         if not _ORIENTATION.fullmatch(self.orientation):
             raise BundleError(
-                f"preprocessing.orientation is {self.orientation!r}: expected three letters, one "
+                f"preprocessing.orientation is {_in_short(self.orientation)}: expected three letters, one "
                 "of L R, one of P A, one of I S"
             )
         if not all(0 < size < math.inf for size in self.spacing_mm):
@@ -287,18 +291,20 @@ def _read_description(folder: Path) -> Mapping[str, Any]:
     if file.is_symlink():
         raise BundleError(f"{file} is a link; a bundle holds its files itself")
     try:
+        if not file.is_file():  # a pipe would be waited for without end
+            raise BundleError(f"{folder} is no model bundle: it has no {BUNDLE_FILE}")
         if file.stat().st_size > _MAX_BUNDLE_BYTES:
             raise BundleError(f"{file} is larger than {_MAX_BUNDLE_BYTES} bytes")
         description = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
-        raise BundleError(f"{folder} is no model bundle: it has no {BUNDLE_FILE}") from exc
+        # Python reads more than JSON is: NaN, and half characters that no report can be written with.
+        json.dumps(description, ensure_ascii=False, allow_nan=False).encode()
     except (OSError, ValueError, RecursionError) as exc:
-        raise BundleError(f"{file} cannot be read: {exc}") from exc
+        raise BundleError(f"{file} cannot be read: {str(exc)[:_LONGEST_VALUE]}") from exc
     if not isinstance(description, dict):
         raise BundleError(f"{file} must hold one JSON object")
     version = description.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise BundleError(f"{file} has schema version {version!r}; this covidseg reads {SCHEMA_VERSION}")
+        raise BundleError(f"{file} has schema version {_in_short(version)}; this covidseg reads {SCHEMA_VERSION}")
     return description
 
 
@@ -342,10 +348,10 @@ def _parse_scaling(scaling: Mapping[str, Any]) -> HounsfieldScaling:
 
 def _parse_tile_plan(tile_plan: Mapping[str, Any]) -> TilePlan:
     shape, step = _three_integers(tile_plan, "tile_shape"), _number(tile_plan, "step")
-    if min(shape) < 1 or not 0 < step <= 1:
+    if not (min(shape) >= 1 and max(shape) <= _LARGEST_TILE and _SMALLEST_STEP <= step <= 1):
         raise BundleError(
-            f"{BUNDLE_FILE}: tile_plan has tile_shape {shape} and step {step}; expected positive "
-            "lengths and 0 < step <= 1"
+            f"{BUNDLE_FILE}: tile_plan has tile_shape {shape} and step {step}; expected lengths from 1 to "
+            f"{_LARGEST_TILE} and {_SMALLEST_STEP} <= step <= 1"
         )
     sigma = _number(tile_plan, "importance_sigma") if "importance_sigma" in tile_plan else 0.125
     average = tile_plan.get("average", "logits")
@@ -358,7 +364,7 @@ def _parse_tile_plan(tile_plan: Mapping[str, Any]) -> TilePlan:
 def _parse_labels(labels: Mapping[str, Any]) -> Mapping[int, str]:
     expected = {str(value): meaning for value, meaning in LABELS.items()}
     if dict(labels) != expected:
-        raise BundleError(f"{BUNDLE_FILE}: labels are {dict(labels)}; expected {expected}")
+        raise BundleError(f"{BUNDLE_FILE}: labels are {_in_short(dict(labels))}; expected {expected}")
     return LABELS
 
 
@@ -367,7 +373,7 @@ def _parse_classes(classes: object) -> tuple[str, ...]:
         if classes == list(known):
             return known
     allowed = " or ".join(str(list(known)) for known in _LABELS_OF_CLASSES)
-    raise BundleError(f"{BUNDLE_FILE}: classes are {classes}; expected {allowed}")
+    raise BundleError(f"{BUNDLE_FILE}: classes are {_in_short(classes)}; expected {allowed}")
 
 
 def _parse_files(entries: object) -> tuple[ModelFile, ...]:
@@ -376,7 +382,7 @@ def _parse_files(entries: object) -> tuple[ModelFile, ...]:
     files = tuple(_parse_file(entry) for entry in entries)
     names = [file.name for file in files]
     if len(set(names)) != len(names):
-        raise BundleError(f"{BUNDLE_FILE}: files names a file twice: {sorted(names)}")
+        raise BundleError(f"{BUNDLE_FILE}: files names a file twice: {_in_short(sorted(names))}")
     precisions = [file.precision for file in files if file.name.endswith(".onnx")]
     for precision in precisions:
         if precisions.count(precision) > 1:
@@ -389,13 +395,15 @@ def _parse_file(entry: object) -> ModelFile:
         raise BundleError(f"{BUNDLE_FILE}: every entry of files must be an object")
     name, sha256 = _text(entry, "name"), _text(entry, "sha256")
     if not _SAFE_NAME.fullmatch(name):
-        raise BundleError(f"{BUNDLE_FILE}: file name {name!r} is refused: letters, digits, '.', '_' and '-' only")
+        raise BundleError(
+            f"{BUNDLE_FILE}: file name {_in_short(name)} is refused: letters, digits, '.', '_' and '-' only"
+        )
     if not _SHA256.fullmatch(sha256):
         raise BundleError(f"{BUNDLE_FILE}: sha256 of {name} must be 64 lower-case hexadecimals")
     precision = entry.get("precision")
     allowed = _PRECISIONS if name.endswith(".onnx") else (None,)
     if precision not in allowed:
-        raise BundleError(f"{BUNDLE_FILE}: precision of {name} is {precision!r}; expected one of {allowed}")
+        raise BundleError(f"{BUNDLE_FILE}: precision of {name} is {_in_short(precision)}; expected one of {allowed}")
     return ModelFile(role=_text(entry, "role"), name=name, sha256=sha256, precision=precision)
 
 
@@ -412,20 +420,27 @@ def _verify_file(folder: Path, file: ModelFile) -> None:
     if actual != file.sha256:
         raise BundleError(f"{path} was altered: its sha256 is {actual}, {BUNDLE_FILE} says {file.sha256}")
     if path.suffix == ".onnx":
-        refuse_external_data(path)
+        refuse_unsafe_model(path)
+
+
+def _in_short(value: object) -> str:
+    """A value as it can stand in a message, however long or deep it is."""
+    shortened = reprlib.Repr()
+    shortened.maxstring = shortened.maxother = _LONGEST_VALUE
+    return shortened.repr(value)
 
 
 def _object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = parent.get(key)
     if not isinstance(value, dict):
-        raise BundleError(f"{BUNDLE_FILE}: {key} must be an object, not {value!r}")
+        raise BundleError(f"{BUNDLE_FILE}: {key} must be an object, not {_in_short(value)}")
     return value
 
 
 def _text(parent: Mapping[str, Any], key: str) -> str:
     value = parent.get(key)
     if not isinstance(value, str) or not value or not value.isprintable():
-        raise BundleError(f"{BUNDLE_FILE}: {key} must be a text on one line, not {value!r}")
+        raise BundleError(f"{BUNDLE_FILE}: {key} must be a text on one line, not {_in_short(value)}")
     return value
 
 
@@ -435,14 +450,14 @@ def _number(parent: Mapping[str, Any], key: str) -> float:
 
 def _as_number(value: object, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise BundleError(f"{BUNDLE_FILE}: {key} must be a finite number, not {value!r}")
+        raise BundleError(f"{BUNDLE_FILE}: {key} must be a finite number, not {_in_short(value)}")
     return float(value)
 
 
 def _three_numbers(parent: Mapping[str, Any], key: str) -> tuple[float, float, float]:
     value = parent.get(key)
     if not isinstance(value, list) or len(value) != 3:
-        raise BundleError(f"{BUNDLE_FILE}: {key} must be a list of three numbers, not {value!r}")
+        raise BundleError(f"{BUNDLE_FILE}: {key} must be a list of three numbers, not {_in_short(value)}")
     first, second, third = (_as_number(number, key) for number in value)
     return first, second, third
 

@@ -22,6 +22,10 @@ NIFTI2_BYTES = 540
 LARGEST_AXIS = 4096
 LARGEST_VOLUME = 1024 * 1024 * 2000
 THICKEST_MM = 20.0
+# No CT is longer than its table or wider than its bore. A small file with thick voxels would fill any memory once it
+# is brought to the network's spacing.
+LONGEST_MM, WIDEST_MM = 2500.0, 1200.0
+_FARTHEST_MM = 1e6
 _READABLE = ("u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8")
 
 
@@ -67,10 +71,12 @@ def judge_header(raw: bytes, name: str) -> NiftiLayout:
     _judge_spacing(header, name)
     slope, intercept = _judge_scaling(header, name)
     offset = float(header["vox_offset"])
-    if not (math.isfinite(offset) and len(header.binaryblock) <= offset < 2**24):
+    if not (offset.is_integer() and len(header.binaryblock) <= offset < 2**24):
         raise VolumeError(f"{name}: the header says that voxels begin at byte {offset}; the file is damaged.")
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused in a sentence
-        return NiftiLayout(shape, dtype, int(offset), slope, intercept, _judge_affine(header, name))
+        affine = _judge_affine(header, name)
+    _judge_extent(affine, shape, name)
+    return NiftiLayout(shape, dtype, int(offset), slope, intercept, affine)
 
 
 def _parse(raw: bytes, name: str) -> Nifti1Header:
@@ -112,8 +118,8 @@ def _judge_type(header: Nifti1Header, name: str) -> np.dtype[Any]:
         raise VolumeError(f"{name}: unknown NIfTI data type {int(header['datatype'])}.") from error
     if dtype.str[1:] not in _READABLE:
         raise VolumeError(
-            f"{name} stores {dtype} (NIfTI data type {int(header['datatype'])}); one number a voxel is expected, "
-            "not colours or complex values."
+            f"{name} stores {dtype} (NIfTI data type {int(header['datatype'])}); whole numbers of up to 32 bits or "
+            "floats are expected, not colours or complex values."
         )
     if int(header["bitpix"]) != dtype.itemsize * 8:
         raise VolumeError(f"{name}: {int(header['bitpix'])} bits do not fit type {dtype}; the header is damaged.")
@@ -159,3 +165,14 @@ def _judge_affine(header: Nifti1Header, name: str) -> NDArray[np.float64]:
     if abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
         raise VolumeError(f"{name} has a singular affine: two of its axes point the same way.")
     return affine
+
+
+def _judge_extent(affine: NDArray[np.float64], shape: tuple[int, int, int], name: str) -> None:
+    extents = np.linalg.norm(affine[:3, :3], axis=0) * shape
+    if extents.max() > LONGEST_MM or sorted(extents)[1] > WIDEST_MM:
+        raise VolumeError(
+            f"{name} is {np.round(extents).astype(int).tolist()} mm long along its axes; up to {LONGEST_MM:.0f} mm "
+            f"along one and {WIDEST_MM:.0f} mm along the others are expected. Is its voxel spacing right?"
+        )
+    if np.abs(affine[:3, 3]).max() > _FARTHEST_MM:
+        raise VolumeError(f"{name} lies {np.abs(affine[:3, 3]).max():g} mm from its origin; its affine is damaged.")

@@ -26,8 +26,11 @@ from covidseg_runtime.volume import Volume
 # Small enough to stay in a core's cache between the decoder and the voxels.
 _CHUNK = 1 << 20
 _BYTES_BETWEEN = 16 * _CHUNK
-# Deflate unfolds a byte to at most this many.
+# How many bytes may unfold from one. Deflate cannot do more than 1032, which a label map without a finding comes near
+# to; a CT with its noise does 2 to 4, and some 20 with its surroundings blanked.
 _LARGEST_UNFOLDING = 1032
+_LARGEST_UNFOLDING_OF_A_CT = 200
+_SMALL_BYTES = 1 << 26  # what is small is read, however tightly it is packed
 _FEW_VALUES = 12
 _LOWEST_HU, _HIGHEST_HU = -10_000, 40_000
 # No chest CT is without voxels of this little density (lung, or air around the patient).
@@ -58,7 +61,7 @@ def read_label_map(path: Path) -> Volume:
     Raises:
         VolumeError: If the file is not a 3D volume of whole numbers from 0 to 255.
     """
-    volume = read_voxels(path)
+    volume = _read(path, _LARGEST_UNFOLDING, None)
     voxels = volume.voxels
     lowest, highest = voxels.min(), voxels.max()
     whole = voxels.dtype.kind in "iu" or bool((voxels == np.rint(voxels)).all())
@@ -79,25 +82,32 @@ def read_voxels(path: Path, *, spool: Spool | None = None) -> Volume:
     Raises:
         VolumeError: If the file is not a whole 3D NIfTI file with a sound geometry.
     """
+    return _read(path, _LARGEST_UNFOLDING_OF_A_CT, spool)
+
+
+def _read(path: Path, unfolding: int, spool: Spool | None) -> Volume:
     if not path.name.endswith((".nii", ".nii.gz")):
         raise VolumeError(f"{path.name} ends neither in .nii nor in .nii.gz; give a CT as NIfTI.")
-    if not path.is_file():
-        raise VolumeError(f"{path} is not a file; give the path of a .nii or .nii.gz file.")
     try:
+        if not path.is_file():
+            raise VolumeError(f"{path} is not a file; give the path of a .nii or .nii.gz file.")
         with _open(path) as file:
             # Read at most what the header promises, so that a small file cannot unfold without end.
             head = _read_up_to(file, NIFTI2_BYTES)
             layout = judge_header(head, path.name)
+            size = path.stat().st_size
+            _judge_promise(layout, size, unfolding, path.name)
             # No more is reserved than a file of this size can hold, whatever its header says.
-            most = path.stat().st_size * _LARGEST_UNFOLDING
-            buffer = zeros((min(layout.data_bytes, most),), np.uint8, spool)
+            buffer = zeros((min(layout.data_bytes, size * _LARGEST_UNFOLDING),), np.uint8, spool)
             _read_data(file, head, layout, buffer, path.name)
+        voxels = buffer.view(layout.dtype).reshape(layout.shape, order="F")
+        return Volume(_scaled(voxels, layout, path.name), layout.affine)
     except (BadGzipFile, EOFError, zlib.error, isal_error) as error:  # type: ignore[misc]  # the stub of isal: an instance
         raise VolumeError(f"{path.name} is not a whole gzip file ({error}); copy it again.") from error
     except OSError as error:
         raise VolumeError(f"{path} cannot be read: {error.strerror or error}.") from error
-    voxels = buffer.view(layout.dtype).reshape(layout.shape, order="F")
-    return Volume(_scaled(voxels, layout, path.name), layout.affine)
+    except MemoryError as error:
+        raise VolumeError(f"{path.name} takes more memory than is free on this machine.") from error
 
 
 def write_label_map(path: Path, labels: NDArray[np.uint8], like: Volume) -> None:
@@ -189,6 +199,14 @@ def _open(path: Path) -> BufferedIOBase:
     if path.name.endswith(".gz"):
         return cast(BufferedIOBase, igzip.open(path, "rb"))
     return path.open("rb")
+
+
+def _judge_promise(layout: NiftiLayout, size: int, unfolding: int, name: str) -> None:
+    most = size * unfolding if name.endswith(".gz") else size
+    if layout.data_bytes > max(most, _SMALL_BYTES):
+        raise VolumeError(
+            f"{name} promises {layout.data_bytes:,} bytes of voxels in a file of {size:,} bytes; copy it again."
+        )
 
 
 def _read_up_to(file: BufferedIOBase, count: int) -> bytes:

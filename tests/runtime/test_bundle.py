@@ -20,7 +20,7 @@ from covidseg_runtime.bundle import (
     load_bundle,
 )
 from covidseg_runtime.errors import BundleError
-from covidseg_runtime.onnx_guard import refuse_external_data
+from covidseg_runtime.onnx_guard import refuse_unsafe_model
 
 
 def _rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -226,14 +226,14 @@ def test_what_is_not_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(BundleError, match=r"model\.onnx"):
-        refuse_external_data(path)
+        refuse_unsafe_model(path)
 
 
 def test_a_model_cut_short_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(tiny_model()[:-3])
     with pytest.raises(BundleError, match="cut short"):
-        refuse_external_data(path)
+        refuse_unsafe_model(path)
 
 
 def test_graphs_nested_without_end_are_refused(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_graphs_nested_without_end_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(message(7, graph))
     with pytest.raises(BundleError, match="nested"):
-        refuse_external_data(path)
+        refuse_unsafe_model(path)
 
 
 def test_a_bundle_is_found_by_its_folder(tiny_bundle: Path) -> None:

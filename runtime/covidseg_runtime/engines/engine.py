@@ -1,9 +1,12 @@
 """What the pipeline asks of an engine."""
 
+from textwrap import shorten
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+_LONGEST_REASON = 300
 
 
 class Engine(Protocol):
@@ -28,3 +31,8 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give memory and threads back; the engine is not used afterwards."""
         ...
+
+
+def in_one_line(message: str) -> str:
+    """An engine's message without line ends, and not longer than an error can bear."""
+    return shorten(message, _LONGEST_REASON, placeholder=" …")

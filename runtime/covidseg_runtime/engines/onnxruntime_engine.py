@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.engines.engine import in_one_line
 from covidseg_runtime.engines.telemetry import import_without_telemetry
 from covidseg_runtime.errors import EngineError, SettingsError
 
@@ -132,7 +133,7 @@ class OnnxRuntimeEngine:
             self._session.run_with_iobinding(bound.binding)
             logits: NDArray[np.float32] = bound.logits.numpy()
         except self._faults as exc:
-            raise EngineError(f"ONNX Runtime failed on tiles of shape {tiles.shape}: {exc}") from exc
+            raise EngineError(f"ONNX Runtime failed on tiles of shape {tiles.shape}: {in_one_line(str(exc))}") from exc
         return logits
 
     def _bind(self, count: int) -> _BoundBatch:
@@ -175,7 +176,7 @@ class OnnxRuntimeEngine:
                 raise _cannot_use_gpu(model_path, cuda_device, str(exc)) from exc
             if len(providers) > 1:
                 return self._open(model_path, options, None, on_missing_gpu)
-            raise EngineError(f"ONNX Runtime refuses {model_path.name}: {exc}") from exc
+            raise EngineError(f"ONNX Runtime refuses {model_path.name}: {in_one_line(str(exc))}") from exc
         if must_be_gpu and session.get_providers()[0] != CUDA_PROVIDER:
             raise _cannot_use_gpu(model_path, cuda_device, f"it runs on {session.get_providers()[0]}")
         return session
@@ -244,4 +245,4 @@ def _fault_types() -> tuple[type[Exception], ...]:
     # ONNX Runtime's own errors share no base class but Exception, so they are named one by one.
     state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     own = tuple(getattr(state, fault) for fault in _FAULTS if hasattr(state, fault))
-    return (*own, RuntimeError, ValueError)
+    return (*own, RuntimeError, ValueError, IndexError, OverflowError, MemoryError)

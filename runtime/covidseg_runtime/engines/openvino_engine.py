@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.engines.engine import in_one_line
 from covidseg_runtime.engines.telemetry import import_without_telemetry
 from covidseg_runtime.errors import EngineError
 
 PRECISIONS = ("f32", "bf16", "f16", "int8")
+# What C++ errors become in Python; a ValueError also is a message that is no UTF-8, as when a damaged name is in it.
+_FAULTS = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)
 
 
 class OpenVinoEngine:
@@ -63,8 +66,8 @@ class OpenVinoEngine:
             shape[0] = 1
             model.reshape(shape)
             self._request: Any = core.compile_model(model, "CPU", hints).create_infer_request()
-        except RuntimeError as exc:
-            raise EngineError(f"OpenVINO refuses {model_path.name}: {exc}") from exc
+        except _FAULTS as exc:
+            raise EngineError(f"OpenVINO refuses {model_path.name}: {in_one_line(str(exc))}") from exc
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of `tiles`.
@@ -89,8 +92,8 @@ class OpenVinoEngine:
     def _predict_one(self, tile: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
             self._request.infer([np.ascontiguousarray(tile, dtype=np.float32)])
-        except RuntimeError as exc:
-            raise EngineError(f"OpenVINO failed on a tile of shape {tile.shape}: {exc}") from exc
+        except _FAULTS as exc:
+            raise EngineError(f"OpenVINO failed on a tile of shape {tile.shape}: {in_one_line(str(exc))}") from exc
         # The request owns its output and fills it again at the next call: hand out a copy.
         return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
 

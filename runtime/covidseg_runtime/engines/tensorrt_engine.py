@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from covidseg_runtime.bundle import sha256_of
+from covidseg_runtime.engines.engine import in_one_line
 from covidseg_runtime.engines.plan_cache import (
     HOW_TO_BUILD,
     GpuIdentity,
@@ -38,7 +38,6 @@ _INSTALL = (
     "(its wheels come from NVIDIA's own package index)"
 )
 _FLOAT_BYTES = 4
-_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -312,11 +311,6 @@ def error_collector(tensorrt: Any) -> Any:  # noqa: ANN401 - tensorrt.ILogger
 def last_error(logger: Any) -> str:  # noqa: ANN401 - what `error_collector` made
     """The last error of an `error_collector`, in one line."""
     return in_one_line(logger.errors[-1]) if logger.errors else "it gives no reason"
-
-
-def in_one_line(message: str) -> str:
-    """A message of TensorRT's without line ends, and not longer than an error can bear."""
-    return shorten(message, _LONGEST_REASON, placeholder=" …")
 
 
 def _tensor_names(tensorrt: Any, engine: Any) -> tuple[str, str]:  # noqa: ANN401 - tensorrt carries no types
