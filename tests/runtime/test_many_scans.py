@@ -19,6 +19,7 @@ from covidseg_runtime.engines.fake_engine import PointwiseEngine
 from covidseg_runtime.errors import EngineError, SegmentationCancelled, SettingsError, VolumeError
 from covidseg_runtime.many_scans import FailedScan, SegmentedScan, segment_many
 from covidseg_runtime.segmenter import Segmenter
+from covidseg_runtime.spooling import Spool
 
 LONGEST_WAIT_S = 20
 
@@ -50,8 +51,8 @@ def _watch_reading(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
     """Weak references to every volume's voxels that is read from now on."""
     read, original = [], many_scans.read_volume
 
-    def watched(path: Path):
-        volume = original(path)
+    def watched(path: Path, spool: Spool | None):
+        volume = original(path, spool=spool)
         read.append(weakref.ref(volume.voxels))
         return volume
 
@@ -187,7 +188,7 @@ def test_cancelling_while_a_scan_is_read_begins_no_other(
 ) -> None:
     cancel, asked = threading.Event(), []
 
-    def read_slowly(path: Path):
+    def read_slowly(path: Path, spool: Spool | None):
         asked.append(path)
         cancel.set()
         time.sleep(0.3)
