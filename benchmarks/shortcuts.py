@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from record import keep_result
+from tile_merging import CASES
 
 from covidseg_runtime import (
     Segmenter,
@@ -26,15 +27,6 @@ from covidseg_runtime.evaluation import align_truth
 from covidseg_runtime.measures import INFECTION
 from covidseg_runtime.metrics import dice
 from covidseg_runtime.volume import Volume
-
-CASES = (
-    "coronacases_002",
-    "coronacases_007",
-    "radiopaedia_4_85506_1_128",
-    "radiopaedia_7_85703_0_128",
-    "radiopaedia_10_85902_1_128",
-    "radiopaedia_29_86491_1_128",
-)
 
 
 @dataclass(frozen=True)

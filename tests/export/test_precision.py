@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
+from run_graph import predict
 from torch import nn
 
 from covidseg_export.ensemble import FoldEnsemble
@@ -54,16 +55,6 @@ def types_of(model):
     for node in proto.graph.node:
         types[node.op_type][elements[node.output[0]]] += 1
     return types
-
-
-def predict(model, tiles, folder, kind):
-    path = folder / "model.onnx"
-    path.write_bytes(model)
-    engine = kind(path)
-    try:
-        return engine.predict(tiles)
-    finally:
-        engine.close()
 
 
 def noise(seed=0):

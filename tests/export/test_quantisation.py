@@ -9,6 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from phantom import phantom_hu
+from run_graph import predict
 
 from covidseg_export.quantisation import draw_calibration_tiles, to_int8
 from covidseg_export.to_onnx import export_onnx
@@ -53,16 +54,6 @@ def pair(request):
 def plain():
     model = build("plain")
     return onnx.load_from_string(to_int8(model, calibration_tiles())).graph
-
-
-def predict(model, tiles, folder, kind):
-    path = folder / "model.onnx"
-    path.write_bytes(model)
-    engine = kind(path)
-    try:
-        return engine.predict(tiles)
-    finally:
-        engine.close()
 
 
 def makers(graph):
