@@ -72,8 +72,11 @@ class MonaiPeer:
             image = self._window()(resample(turn(image.to(self._device))))  # (1, Z, Y, X)
             logits = self._slide()(image[None], self._logits)[0]  # (C, Z, Y, X)
             logits.applied_operations = image.applied_operations
-            logits = turn.inverse(resample.inverse(logits))  # (C, X, Y, Z)
-            classes: NDArray[np.int64] = logits.argmax(0).cpu().numpy()
+            logits = resample.inverse(logits)
+            # Before the axes are turned: on the turned view argmax takes three times as long.
+            chosen = logits.argmax(0, keepdim=True)
+            chosen.applied_operations = logits.applied_operations
+            classes: NDArray[np.int64] = turn.inverse(chosen)[0].cpu().numpy()  # (X, Y, Z)
         return self._bundle.label_of_class[classes]
 
     def _grid_transforms(self) -> tuple[Any, Any]:
@@ -91,7 +94,11 @@ class MonaiPeer:
     def _slide(self) -> Any:  # noqa: ANN401 - an inferer of MONAI
         plan = self._bundle.tile_plan
         return SlidingWindowInferer(
-            roi_size=plan.tile_shape, overlap=1 - plan.step, mode="gaussian", padding_mode="replicate"
+            roi_size=plan.tile_shape,
+            overlap=1 - plan.step,
+            mode="gaussian",
+            sigma_scale=plan.importance_sigma,
+            padding_mode="replicate",
         )
 
     def _logits(self, tiles: torch.Tensor) -> torch.Tensor:
