@@ -39,8 +39,8 @@ class FoldEnsemble(SegmentationNetwork):
         return tuple(member for member in self.members if isinstance(member, SegmentationNetwork))
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """An ensemble has no features of its own."""
-        raise NotImplementedError("an ensemble has one encoder a fold; call finest_logits")
+        """Refuse: an ensemble has no features of its own, and nothing asks it for any."""
+        raise TypeError("an ensemble has one encoder a fold and none of its own; call finest_logits")
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Map (N, 1, Z, Y, X) to one level of logits."""
