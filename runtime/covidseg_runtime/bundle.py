@@ -7,11 +7,8 @@ mean, and the sha256 of every file. Nothing of a bundle reaches an engine before
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
-import reprlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.bundle_description import (
+    BUNDLE_FILE,
+    SCHEMA_VERSION,
+    description_sha256,
+    in_short,
+    json_number,
+    json_object,
+    json_text,
+    read_description,
+    refuse_altered_description,
+    three_integers,
+    three_numbers,
+)
 from covidseg_runtime.errors import BundleError, SettingsError
 from covidseg_runtime.intensity import HounsfieldScaling
 from covidseg_runtime.onnx_guard import refuse_unsafe_model
@@ -45,8 +55,6 @@ __all__ = [
     "sha256_of",
 ]
 
-SCHEMA_VERSION = 1
-BUNDLE_FILE = "bundle.json"
 DEFAULT_BUNDLE = "default"
 LABELS: Mapping[int, str] = MappingProxyType({0: "background", 1: "left lung", 2: "right lung", 3: "infection"})
 
@@ -62,15 +70,12 @@ _LABELS_OF_CLASSES: Mapping[tuple[str, ...], tuple[int, ...]] = MappingProxyType
     }
 )
 
-_MAX_BUNDLE_BYTES = 4 * 2**20
 _LARGEST_TILE = 1024
 _SMALLEST_STEP = 0.1  # at less, tiles without end
-_LONGEST_VALUE = 200  # of what a message repeats
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ORIENTATION = re.compile(r"(?=.*[LR])(?=.*[PA])(?=.*[IS])[LRPAIS]{3}")
 _PRECISIONS = ("fp32", "fp16", "int8")
-_OWN_SHA256 = "sha256"
 _CARD_KEYS = ("network", "training", "metrics", "parity", "intended_use", "licence")
 
 
@@ -92,7 +97,7 @@ class PreprocessingSpec:
         """Refuse what no scan can be brought to."""
         if not _ORIENTATION.fullmatch(self.orientation):
             raise BundleError(
-                f"preprocessing.orientation is {_in_short(self.orientation)}: expected three letters, one "
+                f"preprocessing.orientation is {in_short(self.orientation)}: expected three letters, one "
                 "of L R, one of P A, one of I S"
             )
         if not all(0 < size < math.inf for size in self.spacing_mm):
@@ -193,9 +198,9 @@ def load_bundle(path: Path) -> ModelBundle:
             file is missing, is a link, leaves the folder or has another sha256; or if an ONNX
             model keeps data in a file of its own; or if bundle.json is not what its own checksum says.
     """
-    description = _read_description(path)
+    description = read_description(path)
     bundle = _parse_bundle(path, description)
-    _refuse_altered_description(path, description)
+    refuse_altered_description(path, description)
     for file in bundle.files:
         _verify_file(path, file)
     return bundle
@@ -276,59 +281,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def description_sha256(description: Mapping[str, Any]) -> str:
-    """The checksum that bundle.json keeps of itself: of everything in it but that field, whatever its layout."""
-    rest = {key: value for key, value in description.items() if key != _OWN_SHA256}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def _models_folder() -> Path:
     return Path(__file__).parent / "models"
 
 
-def _read_description(folder: Path) -> Mapping[str, Any]:
-    file = folder / BUNDLE_FILE
-    if file.is_symlink():
-        raise BundleError(f"{file} is a link; a bundle holds its files itself")
-    try:
-        if not file.is_file():  # a pipe would be waited for without end
-            raise BundleError(f"{folder} is no model bundle: it has no {BUNDLE_FILE}")
-        if file.stat().st_size > _MAX_BUNDLE_BYTES:
-            raise BundleError(f"{file} is larger than {_MAX_BUNDLE_BYTES} bytes")
-        description = json.loads(file.read_text(encoding="utf-8"))
-        # Python reads more than JSON is: NaN, and half characters that no report can be written with.
-        json.dumps(description, ensure_ascii=False, allow_nan=False).encode()
-    except (OSError, ValueError, RecursionError) as exc:
-        raise BundleError(f"{file} cannot be read: {str(exc)[:_LONGEST_VALUE]}") from exc
-    if not isinstance(description, dict):
-        raise BundleError(f"{file} must hold one JSON object")
-    version = description.get("schema_version")
-    if version != SCHEMA_VERSION or isinstance(version, bool):
-        raise BundleError(f"{file} has schema version {_in_short(version)}; this covidseg reads {SCHEMA_VERSION}")
-    return description
-
-
-def _refuse_altered_description(folder: Path, description: Mapping[str, Any]) -> None:
-    # Optional, as a first bundle had none: without the field nothing else can have changed by accident.
-    stated = description.get(_OWN_SHA256)
-    if stated is not None and stated != description_sha256(description):
-        raise BundleError(f"{folder / BUNDLE_FILE} was altered: its content has not the sha256 that it states")
-
-
 def _parse_bundle(folder: Path, description: Mapping[str, Any]) -> ModelBundle:
-    preprocessing = _object(description, "preprocessing")
+    preprocessing = json_object(description, "preprocessing")
     return ModelBundle(
         folder=folder,
-        name=_text(description, "name"),
-        version=_text(description, "version"),
-        labels=_parse_labels(_object(description, "labels")),
+        name=json_text(description, "name"),
+        version=json_text(description, "version"),
+        labels=_parse_labels(json_object(description, "labels")),
         classes=_parse_classes(description.get("classes", list(LABELS.values()))),
         preprocessing=PreprocessingSpec(
-            orientation=_text(preprocessing, "orientation"),
-            spacing_mm=_three_numbers(preprocessing, "spacing_mm"),
-            scaling=_parse_scaling(_object(preprocessing, "scaling")),
+            orientation=json_text(preprocessing, "orientation"),
+            spacing_mm=three_numbers(preprocessing, "spacing_mm"),
+            scaling=_parse_scaling(json_object(preprocessing, "scaling")),
         ),
-        tile_plan=_parse_tile_plan(_object(description, "tile_plan")),
+        tile_plan=_parse_tile_plan(json_object(description, "tile_plan")),
         files=_parse_files(description.get("files")),
         card=MappingProxyType({key: description[key] for key in _CARD_KEYS if key in description}),
     )
@@ -337,23 +307,23 @@ def _parse_bundle(folder: Path, description: Mapping[str, Any]) -> ModelBundle:
 def _parse_scaling(scaling: Mapping[str, Any]) -> HounsfieldScaling:
     try:
         return HounsfieldScaling(
-            lower_hu=_number(scaling, "lower_hu"),
-            upper_hu=_number(scaling, "upper_hu"),
-            mean_hu=_number(scaling, "mean_hu"),
-            sd_hu=_number(scaling, "sd_hu"),
+            lower_hu=json_number(scaling, "lower_hu"),
+            upper_hu=json_number(scaling, "upper_hu"),
+            mean_hu=json_number(scaling, "mean_hu"),
+            sd_hu=json_number(scaling, "sd_hu"),
         )
     except SettingsError as exc:
         raise BundleError(f"{BUNDLE_FILE}: preprocessing.scaling: {exc}") from exc
 
 
 def _parse_tile_plan(tile_plan: Mapping[str, Any]) -> TilePlan:
-    shape, step = _three_integers(tile_plan, "tile_shape"), _number(tile_plan, "step")
+    shape, step = three_integers(tile_plan, "tile_shape"), json_number(tile_plan, "step")
     if not (min(shape) >= 1 and max(shape) <= _LARGEST_TILE and _SMALLEST_STEP <= step <= 1):
         raise BundleError(
             f"{BUNDLE_FILE}: tile_plan has tile_shape {shape} and step {step}; expected lengths from 1 to "
             f"{_LARGEST_TILE} and {_SMALLEST_STEP} <= step <= 1"
         )
-    sigma = _number(tile_plan, "importance_sigma") if "importance_sigma" in tile_plan else 0.125
+    sigma = json_number(tile_plan, "importance_sigma") if "importance_sigma" in tile_plan else 0.125
     average = tile_plan.get("average", "logits")
     try:
         return TilePlan(tile_shape=shape, step=step, importance_sigma=sigma, average=average)
@@ -364,7 +334,7 @@ def _parse_tile_plan(tile_plan: Mapping[str, Any]) -> TilePlan:
 def _parse_labels(labels: Mapping[str, Any]) -> Mapping[int, str]:
     expected = {str(value): meaning for value, meaning in LABELS.items()}
     if dict(labels) != expected:
-        raise BundleError(f"{BUNDLE_FILE}: labels are {_in_short(dict(labels))}; expected {expected}")
+        raise BundleError(f"{BUNDLE_FILE}: labels are {in_short(dict(labels))}; expected {expected}")
     return LABELS
 
 
@@ -373,7 +343,7 @@ def _parse_classes(classes: object) -> tuple[str, ...]:
         if classes == list(known):
             return known
     allowed = " or ".join(str(list(known)) for known in _LABELS_OF_CLASSES)
-    raise BundleError(f"{BUNDLE_FILE}: classes are {_in_short(classes)}; expected {allowed}")
+    raise BundleError(f"{BUNDLE_FILE}: classes are {in_short(classes)}; expected {allowed}")
 
 
 def _parse_files(entries: object) -> tuple[ModelFile, ...]:
@@ -382,7 +352,7 @@ def _parse_files(entries: object) -> tuple[ModelFile, ...]:
     files = tuple(_parse_file(entry) for entry in entries)
     names = [file.name for file in files]
     if len(set(names)) != len(names):
-        raise BundleError(f"{BUNDLE_FILE}: files names a file twice: {_in_short(sorted(names))}")
+        raise BundleError(f"{BUNDLE_FILE}: files names a file twice: {in_short(sorted(names))}")
     precisions = [file.precision for file in files if file.name.endswith(".onnx")]
     for precision in precisions:
         if precisions.count(precision) > 1:
@@ -393,18 +363,18 @@ def _parse_files(entries: object) -> tuple[ModelFile, ...]:
 def _parse_file(entry: object) -> ModelFile:
     if not isinstance(entry, dict):
         raise BundleError(f"{BUNDLE_FILE}: every entry of files must be an object")
-    name, sha256 = _text(entry, "name"), _text(entry, "sha256")
+    name, sha256 = json_text(entry, "name"), json_text(entry, "sha256")
     if not _SAFE_NAME.fullmatch(name):
         raise BundleError(
-            f"{BUNDLE_FILE}: file name {_in_short(name)} is refused: letters, digits, '.', '_' and '-' only"
+            f"{BUNDLE_FILE}: file name {in_short(name)} is refused: letters, digits, '.', '_' and '-' only"
         )
     if not _SHA256.fullmatch(sha256):
         raise BundleError(f"{BUNDLE_FILE}: sha256 of {name} must be 64 lower-case hexadecimals")
     precision = entry.get("precision")
     allowed = _PRECISIONS if name.endswith(".onnx") else (None,)
     if precision not in allowed:
-        raise BundleError(f"{BUNDLE_FILE}: precision of {name} is {_in_short(precision)}; expected one of {allowed}")
-    return ModelFile(role=_text(entry, "role"), name=name, sha256=sha256, precision=precision)
+        raise BundleError(f"{BUNDLE_FILE}: precision of {name} is {in_short(precision)}; expected one of {allowed}")
+    return ModelFile(role=json_text(entry, "role"), name=name, sha256=sha256, precision=precision)
 
 
 def _verify_file(folder: Path, file: ModelFile) -> None:
@@ -421,50 +391,3 @@ def _verify_file(folder: Path, file: ModelFile) -> None:
         raise BundleError(f"{path} was altered: its sha256 is {actual}, {BUNDLE_FILE} says {file.sha256}")
     if path.suffix == ".onnx":
         refuse_unsafe_model(path)
-
-
-def _in_short(value: object) -> str:
-    """A value as it can stand in a message, however long or deep it is."""
-    shortened = reprlib.Repr()
-    shortened.maxstring = shortened.maxother = _LONGEST_VALUE
-    return shortened.repr(value)
-
-
-def _object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = parent.get(key)
-    if not isinstance(value, dict):
-        raise BundleError(f"{BUNDLE_FILE}: {key} must be an object, not {_in_short(value)}")
-    return value
-
-
-def _text(parent: Mapping[str, Any], key: str) -> str:
-    value = parent.get(key)
-    if not isinstance(value, str) or not value or not value.isprintable():
-        raise BundleError(f"{BUNDLE_FILE}: {key} must be a text on one line, not {_in_short(value)}")
-    return value
-
-
-def _number(parent: Mapping[str, Any], key: str) -> float:
-    return _as_number(parent.get(key), key)
-
-
-def _as_number(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise BundleError(f"{BUNDLE_FILE}: {key} must be a finite number, not {_in_short(value)}")
-    return float(value)
-
-
-def _three_numbers(parent: Mapping[str, Any], key: str) -> tuple[float, float, float]:
-    value = parent.get(key)
-    if not isinstance(value, list) or len(value) != 3:
-        raise BundleError(f"{BUNDLE_FILE}: {key} must be a list of three numbers, not {_in_short(value)}")
-    first, second, third = (_as_number(number, key) for number in value)
-    return first, second, third
-
-
-def _three_integers(parent: Mapping[str, Any], key: str) -> tuple[int, int, int]:
-    numbers = _three_numbers(parent, key)
-    if any(number != int(number) for number in numbers):
-        raise BundleError(f"{BUNDLE_FILE}: {key} must hold integers, not {list(numbers)}")
-    first, second, third = (int(number) for number in numbers)
-    return first, second, third
