@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from covidseg_runtime import ModelBundle, Volume
-    from covidseg_runtime.benchmarking import Benchmark, Contestant, Row, Subject
+    from covidseg_runtime.benchmark_rows import Benchmark, Contestant, Row
+    from covidseg_runtime.benchmarking import Subject
 
 _PEER, _PEER_PRECISIONS, _PEER_PACKAGES = "monai", ("f32", "bf16"), ("torch", "monai")
 _INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -96,12 +97,8 @@ def run_benchmark(options: BenchmarkOptions, scan: Path) -> tuple[dict[str, Any]
     """Measure every row and write the files; the report comes back beside the rows."""
     from covidseg_runtime import describe_scan, load_bundle, read_volume
     from covidseg_runtime.benchmark_report import benchmark_report
-    from covidseg_runtime.benchmarking import (
-        Selection,
-        Workload,
-        list_contestants,
-        measure_contestants,
-    )
+    from covidseg_runtime.benchmark_rows import Selection, Workload, list_contestants
+    from covidseg_runtime.benchmarking import measure_contestants
     from covidseg_runtime.bundle import find_bundle
     from covidseg_runtime.preview import import_pillow
 
@@ -146,7 +143,7 @@ def open_peer(bundle: ModelBundle, contestant: Contestant, threads: int | None) 
 
 
 def _peers(options: BenchmarkOptions) -> tuple[Contestant, ...]:
-    from covidseg_runtime.benchmarking import Contestant
+    from covidseg_runtime.benchmark_rows import Contestant
 
     opener = f"{__name__}:{open_peer.__name__}"
     return tuple(Contestant(_PEER, precision, options.device, opener, _PEER_PACKAGES) for precision in _PEER_PRECISIONS)

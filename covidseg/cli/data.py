@@ -17,7 +17,8 @@ from covidseg.cli.exit_codes import UNSUITABLE_INPUT, USAGE, CommandError, needs
 
 if TYPE_CHECKING:
     from covidseg_train.datasets.dataset import Dataset, Download
-    from covidseg_train.datasets.fetching import FetchedFile, Listener
+    from covidseg_train.datasets.downloading import Listener
+    from covidseg_train.datasets.fetching import FetchedFile
 
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -188,7 +189,7 @@ def simulate(ctx: click.Context, hosts: tuple[Path, ...], output: Path, per_host
     """
     refuse_unknown_options(ctx)
     with needs_extra("train", "Simulating infection"):
-        from covidseg_train.simulated_infection import write_simulated_cases
+        from covidseg_train.simulated_cases import write_simulated_cases
     output.mkdir(parents=True, exist_ok=True)
     write_simulated_cases(hosts, output, per_host=per_host, seed=seed)
     click.echo(f"{output}: {_count(per_host * len(hosts), 'simulated case')}")
@@ -276,7 +277,7 @@ def _count(number: int, noun: str) -> str:
 @contextmanager
 def _listening() -> Iterator[Listener]:
     """Lines on stderr, and bars of bytes or cases below them on a terminal."""
-    from covidseg_train.datasets.fetching import Listener
+    from covidseg_train.datasets.downloading import Listener
 
     if not sys.stderr.isatty():
         yield Listener(say=lambda line: click.echo(line, err=True), progress=lambda name, done, total: None)

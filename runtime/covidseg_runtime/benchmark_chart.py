@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from covidseg_runtime.benchmarking import Benchmark, Row
+from covidseg_runtime.benchmark_rows import Benchmark, Row
 from covidseg_runtime.preview import import_pillow
 from covidseg_runtime.report import NOTICE
 

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 import covidseg_runtime
-from covidseg_runtime.benchmarking import Benchmark, Contestant, Row, Workload
+from covidseg_runtime.benchmark_rows import Benchmark, Contestant, Row, Workload
 from covidseg_runtime.bundle import ModelBundle
 from covidseg_runtime.engines import available_engines
 from covidseg_runtime.machine_facts import describe_machine, distributions_of

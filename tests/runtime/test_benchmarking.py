@@ -13,7 +13,7 @@ from phantom import phantom_labels
 
 from covidseg_runtime.benchmark_chart import render_benchmark_chart
 from covidseg_runtime.benchmark_report import benchmark_report
-from covidseg_runtime.benchmarking import (
+from covidseg_runtime.benchmark_rows import (
     Benchmark,
     Contestant,
     Measurement,
@@ -21,8 +21,8 @@ from covidseg_runtime.benchmarking import (
     Selection,
     Workload,
     list_contestants,
-    measure_contestants,
 )
+from covidseg_runtime.benchmarking import measure_contestants
 from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.errors import EngineError, SettingsError
 from covidseg_runtime.machine_facts import describe_machine, installed_size_mb

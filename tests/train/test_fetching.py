@@ -17,10 +17,9 @@ from covidseg_runtime.errors import OutputError, SettingsError
 from covidseg_train.datasets import fetching
 from covidseg_train.datasets.covid_19_ct_seg_rebuilt import DATASET as REBUILT
 from covidseg_train.datasets.dataset import Dataset, Download
+from covidseg_train.datasets.downloading import DownloadError, Listener
 from covidseg_train.datasets.fetching import (
-    DownloadError,
     FetchedFile,
-    Listener,
     fetch_dataset,
     find_problems,
     import_local,

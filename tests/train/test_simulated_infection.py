@@ -13,7 +13,9 @@ from scipy import ndimage
 from covidseg_runtime.errors import SettingsError, VolumeError
 from covidseg_runtime.volume_files import read_label_map, read_volume
 from covidseg_train.datasets.catalog import get_dataset
-from covidseg_train.simulated_infection import SimulationSettings, simulate_infection, write_simulated_cases
+from covidseg_train.simulated_cases import write_simulated_cases
+from covidseg_train.simulated_infection import simulate_infection
+from covidseg_train.simulated_lesions import SimulationSettings
 
 SPACING = (SPACING_MM,) * 3
 NOISE_HU = 25.0

@@ -15,8 +15,9 @@ from covidseg_train.paired_tests import SEED, holm
 from covidseg_train.published_results import PUBLISHED_ROWS
 from covidseg_train.study import CURVES, RESULTS, Cell, as_numbers, list_cells, write_csv
 from covidseg_train.study_config import FoldConfig, LesionSource, StudyConfig, TargetConfig
+from covidseg_train.study_numbers import compute_numbers
 from covidseg_train.study_plots import draw_convergence, draw_dsc, draw_fold_boxes, place_arms
-from covidseg_train.study_report import compute_numbers, describe_study, write_study_report
+from covidseg_train.study_report import describe_study, write_study_report
 from covidseg_train.study_results import SCRATCH, Arm, CurvePoint, list_arms
 from covidseg_train.study_summary import reach_of
 from covidseg_train.study_tables import write_tables
