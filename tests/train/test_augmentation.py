@@ -14,6 +14,7 @@ from covidseg_train.augmentation import (
     change_gamma,
     context_shape,
     draw_changes,
+    join_slices,
     lower_resolution,
     stretch_contrast,
 )
@@ -31,6 +32,7 @@ EVERYTHING = AugmentationConfig(
     contrast_probability=1.0,
     inverted_gamma_probability=1.0,
     low_resolution_probability=1.0,
+    thick_slices_probability=1.0,
 )
 NOTHING = dataclasses.replace(
     EVERYTHING, **{f.name: 0.0 for f in dataclasses.fields(EVERYTHING) if f.name.endswith("_probability")}
@@ -232,6 +234,16 @@ def test_low_resolution_of_a_half_keeps_every_second_voxel_s_place():
     assert (lower_resolution(ramp, 0.5)[..., 2:-2] - ramp[..., 2:-2]).abs().max() <= 1.0
 
 
+def test_joined_slices_spread_a_slice_along_z_and_nowhere_else():
+    image = torch.zeros(1, 16, 4, 4)
+    image[0, 6, 1, 2] = 1.0
+    joined = join_slices(image, 2.0)
+    assert torch.equal(join_slices(image, 1.0), image)
+    assert joined[0, :, 1, 2].sum() == pytest.approx(1.0)
+    assert joined.max() == pytest.approx(0.375)  # half of it in a pair of slices, three quarters of that interpolated
+    assert joined.count_nonzero() == joined[0, :, 1, 2].count_nonzero() == 4
+
+
 def test_probability_zero_changes_nothing_and_one_everything():
     patches = PatchConfig((16, 16, 16))
     assert draw_changes(np.random.default_rng(0), patches, NOTHING) == PatchChanges()
@@ -246,6 +258,7 @@ def test_probability_zero_changes_nothing_and_one_everything():
         assert [inverted for _, inverted in change.gamma] == [True, False]
         assert all(0.7 <= exponent <= 1.5 for exponent, _ in change.gamma)
         assert change.mirrored == (0, 1, 2)
+        assert 1.0 <= change.slices_joined <= 3.5
 
 
 def test_the_affine_turns_and_zooms_within_its_limits():

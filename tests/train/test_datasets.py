@@ -16,6 +16,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from covidseg_runtime.errors import SettingsError, VolumeError
 from covidseg_train.datasets import (
+    collected_lesions,
     covid_19_ct_seg,
     four_d_lung,
     lidc_idri,
@@ -230,6 +231,13 @@ def test_two_masks_of_one_structure_are_refused(tmp_path):
         write(tmp_path / "113_HM10395" / f"{name}.nii.gz", LESION)
     with pytest.raises(VolumeError, match=r"mask_Tumor_c00\.nii\.gz, mask_Tumor_c10\.nii\.gz; one mask"):
         four_d_lung.DATASET.find_cases(tmp_path)
+
+
+def test_a_chest_without_infection_counts_its_tumours_and_nodules_as_lung(tmp_path):
+    for name, mark in (("A", "gtv"), ("B", "nodule50"), ("C", "effusion")):
+        write_pair(tmp_path / f"ct/{name}_ct.nii.gz", tmp_path / f"lesions/{name}_{mark}.nii.gz")
+    assert names_and_patients(collected_lesions.CHEST, tmp_path) == [("A", "A"), ("B", "B")]
+    assert collected_lesions.CHEST.marks_lung
 
 
 def test_a_patient_has_one_name_in_every_set():

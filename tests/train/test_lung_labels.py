@@ -5,7 +5,7 @@ import pytest
 from drawn_chest import drawn_chest
 
 from covidseg_runtime.errors import VolumeError
-from covidseg_train.lung_labels import label_lungs
+from covidseg_train.lung_labels import count_as_lung, label_lungs
 
 SPACING = (3.0, 3.0, 3.0)
 
@@ -28,6 +28,18 @@ def test_infection_wins_and_is_kept_whole():
     labels = label_lungs(hu, infection, SPACING)
     assert (labels[infection] == 3).all()
     assert (labels == 3).sum() == infection.sum()
+
+
+def test_what_counts_as_lung_goes_to_the_lung_it_lies_in():
+    hu, _, right, _, _ = drawn_chest()
+    tumour = np.zeros(hu.shape, bool)
+    tumour[28:36, 50:58, 28:40] = True
+    hu[tumour] = 0
+    labels = label_lungs(hu, tumour, SPACING)
+    counted = count_as_lung(labels)
+    assert not (counted == 3).any()
+    assert (counted[tumour & right] == 2).all()
+    assert np.array_equal(counted[~tumour], labels[~tumour])
 
 
 def test_mirrored_chest_swaps_the_labels():

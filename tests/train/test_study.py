@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from drawn_chest import write_drawn_case
 
 from covidseg.cli import main
 from covidseg_runtime.errors import SettingsError
+from covidseg_train.config import SourceConfig
 from covidseg_train.splits import task1_folds, task2_split
 from covidseg_train.study import Cell, Places, cell_experiment, list_cells, pretraining_experiment
 from covidseg_train.study_config import load_study
@@ -199,6 +200,17 @@ def test_tasks_have_their_own_heads_in_pre_training_and_share_them_in_joint_trai
     assert joint.data.tasks() == ("lesion",)
     assert [one.dataset for one in joint.data.training_sets()][1:] == ["collected-effusion", "collected-tumour"]
     assert joint.transfer.strategy == "scratch"
+
+
+def test_every_arm_learns_from_the_sets_beside_the_target_under_its_own_task(study_file):
+    study, places = load_study(study_file), Places(Path("study"), Path("data"))
+    chest = SourceConfig("collected-chest", ".", ("LIDC-IDRI-0001",), weight=0.25)
+    study = replace(study, target=replace(study.target, beside=(chest,)))
+    for cell in (Cell("none", "scratch", 0), Cell("two", "hybrid", 0), Cell("two", "joint", 0)):
+        first, second, *_ = cell_experiment(study, places, cell).data.training_sets()
+        assert first.dataset == study.target.dataset
+        assert second == replace(chest, root="data")
+    assert not pretraining_experiment(study, places, study.sources[0]).data.training_sets()[0].dataset.endswith("chest")
 
 
 def test_scratch_and_transfer_differ_in_nothing_but_the_transfer(study_file):

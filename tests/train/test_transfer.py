@@ -142,6 +142,16 @@ def test_transferred_parts_stand_still_for_the_first_steps_only(tmp_path, networ
     assert changed_by(training) == names
 
 
+def test_running_statistics_stand_still_towards_the_end_and_weights_do_not(tmp_path):
+    config = experiment(BATCH_NORM)
+    run = dataclasses.replace(config.run, epochs=1, steps_per_epoch=4, still_statistics_after=0.5)
+    training = start(dataclasses.replace(config, run=run), tmp_path / "run")
+    statistics = {name for name in training.network.state_dict() if ".running_" in name}
+    assert statistics <= changed_by(training, steps=2)
+    weights = {name for name, _ in training.network.named_parameters()}
+    assert changed_by(training, steps=2) == weights
+
+
 def test_transferred_parts_learn_at_their_own_rate(tmp_path):
     checkpoint, _ = write_source(tmp_path / "source", experiment(seed=1))
     moves = {}

@@ -2,7 +2,7 @@
 
 What happens to a patch follows from one random generator a patch, drawn on the CPU, so that a batch is the same on
 every device but for the last bits of its arithmetic. The changes are nnU-Net's (Isensee et al. 2021): rotation and
-zoom in one interpolation, noise, blur, brightness, contrast, low resolution, gamma, mirroring.
+zoom in one interpolation, noise, blur, brightness, contrast, low resolution, gamma, mirroring; and thick slices.
 """
 
 import math
@@ -35,6 +35,7 @@ class PatchChanges:
         zoom_out: Share of the resolution that is kept.
         gamma: Exponents of the gamma changes, in order, and whether each works on the inverted image.
         mirrored: Mirrored axes of (z, y, x), 0 to 2.
+        slices_joined: Over how many slices a mean is taken.
     """
 
     affine: NDArray[np.float64] | None = None
@@ -45,6 +46,7 @@ class PatchChanges:
     zoom_out: float | None = None
     gamma: tuple[tuple[float, bool], ...] = ()
     mirrored: tuple[int, ...] = ()
+    slices_joined: float | None = None
 
 
 def context_shape(patches: PatchConfig, augmentation: AugmentationConfig) -> tuple[int, int, int]:
@@ -77,7 +79,8 @@ def draw_changes(rng: np.random.Generator, patches: PatchConfig, settings: Augme
     chances = ((settings.inverted_gamma_probability, True), (settings.contrast_probability, False))
     gamma = tuple((within(0.7, 1.5), inverted) for chance, inverted in chances if happens(chance))
     mirrored = tuple(_AXES[axis] for axis in settings.mirror_axes if happens(settings.mirror_probability))
-    return PatchChanges(affine, noise, blur, brightness, contrast, zoom_out, gamma, mirrored)
+    joined = within(1.0, 3.5) if happens(settings.thick_slices_probability) else None
+    return PatchChanges(affine, noise, blur, brightness, contrast, zoom_out, gamma, mirrored, joined)
 
 
 def _draw_affine(rng: np.random.Generator, patches: PatchConfig, settings: AugmentationConfig) -> NDArray[np.float64]:
@@ -161,6 +164,8 @@ def _intensity_steps(change: PatchChanges) -> list[Callable[[Tensor], Tensor]]:
         steps.append(lambda image: image * factor)
     if (stretch := change.contrast) is not None:
         steps.append(lambda image: stretch_contrast(image, stretch))
+    if (count := change.slices_joined) is not None:
+        steps.append(lambda image: join_slices(image, count))
     if (share := change.zoom_out) is not None:
         steps.append(lambda image: lower_resolution(image, share))
     steps += [_gamma_step(exponent, is_inverted=inverted) for exponent, inverted in change.gamma]
@@ -203,6 +208,13 @@ def lower_resolution(image: Tensor, share: float) -> Tensor:
     small = [max(1, round(n * share)) for n in image.shape[1:]]
     coarse = interpolate(image[None], size=small, mode="nearest-exact")
     return interpolate(coarse, size=list(image.shape[1:]), mode="trilinear", align_corners=False)[0]
+
+
+def join_slices(image: Tensor, count: float) -> Tensor:
+    """(1, Z, Y, X) with means over ``count`` slices along z, interpolated back to Z slices."""
+    _, z, y, x = image.shape
+    thick = interpolate(image[None], size=(max(1, round(z / count)), y, x), mode="area")
+    return interpolate(thick, size=(z, y, x), mode="trilinear", align_corners=False)[0]
 
 
 def change_gamma(image: Tensor, exponent: float) -> Tensor:

@@ -154,6 +154,7 @@ class AugmentationConfig:
         contrast_probability: Brightness and contrast by a factor of 0.75 to 1.25, and gamma 0.7 to 1.5; each alone.
         inverted_gamma_probability: Gamma 0.7 to 1.5 of the inverted image.
         low_resolution_probability: Down- and up-sampling by a factor of 0.5 to 1.
+        thick_slices_probability: Means over 1 to 3.5 slices, interpolated back, as of a scan with thick slices.
     """
 
     mirror_probability: float = 0.5
@@ -166,6 +167,7 @@ class AugmentationConfig:
     contrast_probability: float = 0.2
     inverted_gamma_probability: float = 0.0
     low_resolution_probability: float = 0.2
+    thick_slices_probability: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,8 @@ class RunConfig:
         epochs: Epochs of ``steps_per_epoch`` steps.
         steps_per_epoch: Optimiser steps an epoch.
         validate_every: Epochs between two validations; the last epoch is always validated.
+        still_statistics_after: Share of the steps after which batch normalisations keep their running statistics:
+            from there on the network learns with what it will have at inference. 1 means never.
         precision: ``bf16`` uses bfloat16 autocast where the device has it; ``auto`` decides.
         compilation: ``compile`` runs torch.compile, ``cuda_graphs`` with CUDA graphs as well.
     """
@@ -246,6 +250,7 @@ class RunConfig:
     epochs: int = 10
     steps_per_epoch: int = 100
     validate_every: int = 5
+    still_statistics_after: float = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compilation: Literal["off", "compile", "cuda_graphs"] = "off"
 
@@ -253,6 +258,8 @@ class RunConfig:
         """Refuse a training without steps."""
         if min(self.epochs, self.steps_per_epoch, self.validate_every) < 1:
             raise SettingsError("run.epochs, run.steps_per_epoch and run.validate_every must be at least 1.")
+        if not 0 <= self.still_statistics_after <= 1:
+            raise SettingsError(f"run.still_statistics_after is {self.still_statistics_after}; 0 to 1 is expected.")
 
     @property
     def steps(self) -> int:

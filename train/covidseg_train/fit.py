@@ -293,7 +293,7 @@ def train_step(training: Training, batch: Batch) -> Tensor:
     """One batch forward and back, one step of the optimiser; the loss stays on the device."""
     settings, step = training.config.optimiser, training.progress.step
     training.network.train()
-    for module in still_normalisations(training.network, training.config.transfer, step):
+    for module in still_normalisations(training.network, training.config, step):
         module.eval()
     set_learning_rates(training, step)
     images = batch.images.contiguous(memory_format=torch.channels_last_3d)

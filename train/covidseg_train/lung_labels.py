@@ -50,6 +50,15 @@ def label_lungs(hu: NDArray[np.int16], infection: Mask, spacing_mm: Spacing) -> 
     return labels
 
 
+def count_as_lung(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The labels (Z, Y, X) of ``label_lungs`` with every infected voxel given to the lung that is nearest."""
+    infected = labels == 3
+    if not infected.any():
+        return labels
+    nearest = ndimage.distance_transform_edt((labels == 0) | infected, return_distances=False, return_indices=True)
+    return np.where(infected, labels[tuple(nearest)], labels)
+
+
 def air_inside_body(hu: NDArray[np.int16]) -> Mask:
     """Voxels below -400 HU that no path of such voxels joins, within their slice, to the scan's side borders."""
     opened: Mask = ndimage.binary_opening(enclosed_air(hu))

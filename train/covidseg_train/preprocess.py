@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from covidseg_runtime.resampling import GridPair, to_model_grid
 from covidseg_runtime.volume import MODEL_ORIENTATION, to_orientation
 from covidseg_train.datasets.dataset import CaseFiles, Dataset
-from covidseg_train.lung_labels import label_lungs
+from covidseg_train.lung_labels import count_as_lung, label_lungs
 
 # Grows whenever this file, lung_labels.py or a data set's reading gives other arrays, so that old caches are not used.
 PREPARATION_VERSION = 2
@@ -74,6 +74,7 @@ def _prepare(dataset: Dataset, files: CaseFiles, spacing_mm: tuple[float, float,
     marked = to_model_grid(lesion.voxels, grids) >= 0.5
     if dataset.is_whole_chest:
         labels = label_lungs(hu, marked, grids.model_spacing_mm)
+        labels = count_as_lung(labels) if dataset.marks_lung else labels
     else:
         labels = marked.astype(np.uint8) * LESION_LABEL
     return PreparedCase(files.name, hu, labels, grids.model_spacing_mm, dataset.is_whole_chest)

@@ -20,7 +20,7 @@ from covidseg_train.config import DataConfig, ExperimentConfig, SourceConfig, St
 from covidseg_train.datasets.catalog import get_dataset
 from covidseg_train.datasets.dataset import find_named_cases
 from covidseg_train.fit import LAST, fit
-from covidseg_train.simulated_infection import write_simulated_cases
+from covidseg_train.simulated_cases import write_simulated_cases
 from covidseg_train.study_config import LesionSource, StudyConfig
 from covidseg_train.toml_files import build_from_dict
 from covidseg_train.validate import measure_checkpoint
@@ -239,19 +239,21 @@ def pretraining_experiment(study: StudyConfig, places: Places, source: LesionSou
 def cell_experiment(study: StudyConfig, places: Places, cell: Cell) -> ExperimentConfig:
     """The training of one cell."""
     fold = study.folds[cell.fold]
-    joined: tuple[SourceConfig, ...] = ()
+    joined = study.target.beside
     if cell.strategy == "joint":
-        source = next(source for source in study.sources if source.name == cell.source)
-        joined = tuple(replace(placed(one, places), task=TASK) for one in source.sets)
+        joined += next(source for source in study.sources if source.name == cell.source).sets
     data = DataConfig(
         dataset=study.target.dataset,
         root=str(places.data / study.target.root),
         train=fold.train,
         validation=fold.curve,
+        test=tuple(
+            name for name in study.target.cases if name not in (*fold.train, *fold.curve, *study.target.not_averaged)
+        ),
         cache=str(places.study / "cache"),
         target=study.told_apart,
         task=TASK,
-        sources=joined,
+        sources=tuple(replace(placed(one, places), task=TASK) for one in joined),
     )
     experiment = _experiment(study, f"{study.name}-{cell.folder_name}", data, pretraining=False)
     if cell.strategy == "scratch" or cell.strategy == "joint":

@@ -37,12 +37,14 @@ class TargetConfig:
         root: Folder of its cases, below the data root.
         cases: All cases; a fold tests on those it does not train on.
         not_averaged: Cases that are tested and shown but left out of every mean.
+        beside: Sets that every fold learns from as well, such as chests without infection.
     """
 
     dataset: str
     root: str
     cases: tuple[str, ...]
     not_averaged: tuple[str, ...] = ()
+    beside: tuple[SourceConfig, ...] = ()
 
 
 @dataclass(frozen=True)

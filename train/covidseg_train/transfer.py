@@ -141,10 +141,16 @@ def _freeze(network: nn.Module, loaded: Mapping[str, Tensor]) -> tuple[str, ...]
     return tuple(loaded)
 
 
-def still_normalisations(network: nn.Module, transfer: TransferConfig, step: int) -> list[nn.Module]:
-    """The batch normalisations of the parts that stand still at a step: their running statistics must as well."""
+def still_normalisations(network: nn.Module, config: ExperimentConfig, step: int) -> list[nn.Module]:
+    """The batch normalisations whose running statistics stand still at a step.
+
+    Those of the parts that stand still themselves, and towards the end of the run all (``still_statistics_after``).
+    """
+    named = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.BatchNorm3d)]
+    if step >= config.run.still_statistics_after * config.run.steps:
+        return [module for _, module in named]
+    transfer = config.transfer
     if 0 <= transfer.frozen_steps <= step:
         return []
     parts = tuple(f"{part}." for part in TRANSFERRED_PARTS[transfer.strategy].values())
-    named = network.named_modules()
-    return [module for name, module in named if isinstance(module, nn.BatchNorm3d) and name.startswith(parts)]
+    return [module for name, module in named if name.startswith(parts)]

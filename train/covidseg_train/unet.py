@@ -19,6 +19,8 @@ from covidseg_train.instance_norm import InstanceNorm
 
 Triple = tuple[int, int, int]
 Normalisation = Literal["instance", "batch"]
+# Batches of two patches are small: running statistics remember some 30 of them instead of torch's ten.
+BATCH_MOMENTUM = 0.03
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class ConvBlock(nn.Sequential):
 
 def _normalisation(kind: Normalisation, channels: int) -> nn.Module:
     if kind == "batch":
-        return nn.BatchNorm3d(channels, eps=1e-5)
+        return nn.BatchNorm3d(channels, eps=1e-5, momentum=BATCH_MOMENTUM)
     return InstanceNorm(channels, eps=1e-5, affine=True)
 
 

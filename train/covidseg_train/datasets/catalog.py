@@ -32,6 +32,7 @@ _ALL = (
     collected_lesions.EFFUSION,
     collected_lesions.TUMOUR,
     collected_lesions.NODULE,
+    collected_lesions.CHEST,
     lidc_nodule_crops.DATASET,
     simulated_infection.DATASET,
 )

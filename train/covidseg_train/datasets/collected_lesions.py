@@ -15,6 +15,12 @@ _CITATION = "Armato 2011 (LIDC-IDRI), Aerts 2014 (NSCLC-Radiomics), Kiser 2020 (
 _HOW_TO_GET = "A folder with ct/ and lesions/ of <case>_ct.nii.gz and <case>_<mark>.nii.gz."
 
 
+def find_chests(root: Path) -> tuple[CaseFiles, ...]:
+    """List the cases whose tumour or nodules are marked."""
+    marked = {case.name: case for mark in ("nodule50", "gtv") for case in find_cases(root, mark=mark)}
+    return tuple(marked[name] for name in sorted(marked))
+
+
 def find_cases(root: Path, *, mark: str) -> tuple[CaseFiles, ...]:
     """List the cases whose lesion of this kind is marked; the case is the patient."""
     names = sorted(path.name.removesuffix(f"_{mark}.nii.gz") for path in (root / "lesions").glob(f"*_{mark}.nii.gz"))
@@ -39,6 +45,19 @@ def _collected(name: str, *, mark: str, lesion: str, licence: str, limits: str) 
     )
 
 
+CHEST = Dataset(
+    name="collected-chest",
+    title="Collected CT without infection",
+    lesion="none: tumours and nodules count as lung",
+    licence="CC BY-NC 3.0 (LUNG1), CC BY 3.0 (LIDC-IDRI, 4D-Lung)",
+    citation=_CITATION,
+    homepage="https://www.cancerimagingarchive.net",
+    find_cases=find_chests,
+    read=read_nifti_case,
+    limits="Opacities around tumours count as lung; scans whose tumours nobody marked are left out.",
+    how_to_get=_HOW_TO_GET,
+    marks_lung=True,
+)
 EFFUSION = _collected(
     "collected-effusion",
     mark="effusion",

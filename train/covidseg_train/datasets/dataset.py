@@ -83,6 +83,7 @@ class Dataset:
         how_to_get: What a person has to do where it cannot be fetched.
         is_whole_chest: False for crops, in which no lungs can be found.
         is_simulated: True where lesions were put in by a program.
+        marks_lung: True where what is marked counts as lung and there is no lesion to find.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Dataset:
     how_to_get: str = ""
     is_whole_chest: bool = True
     is_simulated: bool = False
+    marks_lung: bool = False
 
 
 def find_case(dataset: Dataset, root: Path, name: str) -> CaseFiles:
