@@ -70,7 +70,7 @@ def segment_many(
         segmenter: It may serve other threads at the same time.
         paths: ``.nii`` or ``.nii.gz`` files; taken one by one as they are needed.
         prefetch: How many scans are read ahead; 0 reads each when the one before is done.
-        cancel: Set it, from any thread, to end after the tile that is being computed.
+        cancel: Set it, from any thread, to end after the batch of tiles that is being computed.
 
     Yields:
         A `SegmentedScan` or a `FailedScan` for each path.

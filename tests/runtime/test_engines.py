@@ -13,7 +13,7 @@ from phantom import TILE_SHAPE, pointwise_logits
 
 from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.engines import available_engines, engine_candidates, open_engine
-from covidseg_runtime.engines.engine import Engine
+from covidseg_runtime.engines.engine import Engine, describe_engine
 from covidseg_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from covidseg_runtime.engines.openvino_engine import OpenVinoEngine
 from covidseg_runtime.errors import EngineError
@@ -84,6 +84,22 @@ def test_threads_can_be_limited(tiny_bundle: Path) -> None:
     model = tiny_bundle / "model.onnx"
     for engine in (OpenVinoEngine(model, threads=1), OnnxRuntimeEngine(model, threads=1)):
         assert engine.predict(_tiles(1)).shape == (1, 4, *TILE_SHAPE)
+
+
+def test_what_computes_is_told(tiny_bundle: Path) -> None:
+    model = tiny_bundle / "model.onnx"
+    expected = {"device": "cpu", "precision": "f32", "threads": 1, "batch": 1}
+    openvino, onnxruntime = {"name": "openvino", "provider": None}, {"name": "onnxruntime"}
+    assert describe_engine(OpenVinoEngine(model, threads=1)) == {**openvino, **expected}
+    assert describe_engine(OnnxRuntimeEngine(model, threads=1)) == {
+        **onnxruntime,
+        "provider": "CPUExecutionProvider",
+        **expected,
+    }
+    left_to_the_engine = describe_engine(OpenVinoEngine(model))["threads"]
+    assert isinstance(left_to_the_engine, int), "OpenVINO tells how many it took"
+    assert left_to_the_engine >= 1
+    assert describe_engine(OnnxRuntimeEngine(model))["threads"] is None, "ONNX Runtime does not tell"
 
 
 def test_an_unknown_precision_is_refused(tiny_bundle: Path) -> None:

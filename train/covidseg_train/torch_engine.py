@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from covidseg_runtime.engines.engine import GPU_BATCH
 from covidseg_train.unet import SegmentationNetwork
 
 
@@ -11,10 +12,12 @@ class TorchEngine:
     """Runs a ``UNet3d`` on tiles; only the finest head is computed."""
 
     name = "torch"
+    any_tile = True
 
     def __init__(self, network: SegmentationNetwork, *, device: torch.device, precision: str = "fp32") -> None:
         """Wrap a network; ``precision`` is ``fp32`` or ``bf16`` (autocast)."""
         self.precision = precision
+        self.batch = GPU_BATCH if device.type == "cuda" else 1
         self._network = network.to(device).eval()
         self._device = device
 

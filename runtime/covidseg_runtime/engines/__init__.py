@@ -203,7 +203,8 @@ def open_choice(bundle: ModelBundle, choice: EngineChoice, *, threads: int | Non
     if choice.name == "tensorrt":
         return TensorRtEngine(path, cuda_device=choice.cuda_device or 0)
     if choice.name == "openvino":
-        return OpenVinoEngine(path, precision=choice.precision, threads=threads)
+        any_tile = bundle.tile_plan.fit is not None
+        return OpenVinoEngine(path, precision=choice.precision, threads=threads, any_tile=any_tile)
     return OnnxRuntimeEngine(path, threads=threads, cuda_device=choice.cuda_device, precision=choice.precision)
 
 

@@ -15,6 +15,8 @@ class PointwiseEngine:
 
     name = "fake-pointwise"
     precision = "f32"
+    batch = 1
+    any_tile = True
 
     def __init__(self, function: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
         """Keep the function: tiles (N, 1, Z, Y, X) to logits (N, C, Z, Y, X)."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from covidseg_runtime.engines.engine import in_one_line
+from covidseg_runtime.engines.engine import GPU_BATCH, in_one_line
 from covidseg_runtime.engines.telemetry import import_without_telemetry
 from covidseg_runtime.errors import EngineError, SettingsError
 
@@ -20,7 +20,6 @@ PRECISIONS = ("f32", "f16", "int8")
 # What happens where the GPU, or a part of the network on it, cannot be used.
 OnMissingGpu = Literal["refuse", "use-cpu"]
 
-_GPU_BATCH = 4
 _FAULTS = (
     "EPFail",
     "Fail",
@@ -43,6 +42,7 @@ class OnnxRuntimeEngine:
     """
 
     name = "onnxruntime"
+    any_tile = False
 
     def __init__(
         self,
@@ -82,7 +82,9 @@ class OnnxRuntimeEngine:
         self._provider = str(session.get_providers()[0])
         on_gpu = self._provider == CUDA_PROVIDER
         self._device = ("cuda", cuda_device) if on_gpu else ("cpu", 0)
-        self._max_batch = max_batch or (_GPU_BATCH if on_gpu else 1)
+        self.device = f"cuda:{cuda_device}" if on_gpu else "cpu"
+        self.threads = threads
+        self.batch = max_batch or (GPU_BATCH if on_gpu else 1)
         self._input, self._output = session.get_inputs()[0], session.get_outputs()[0]
         self._tile_shape = _shape_of_one(self._input, model_path)
         self._logits_shape = _shape_of_one(self._output, model_path)
@@ -112,8 +114,8 @@ class OnnxRuntimeEngine:
                 f"ONNX Runtime failed on tiles of shape {tiles.shape}: the network takes {self._tile_shape} each"
             )
         logits = np.empty((len(tiles), *self._logits_shape), np.float32)
-        for start in range(0, len(tiles), self._max_batch):
-            batch = tiles[start : start + self._max_batch]
+        for start in range(0, len(tiles), self.batch):
+            batch = tiles[start : start + self.batch]
             # The bound output is filled again by the next batch: it is copied out at once.
             logits[start : start + len(batch)] = self._predict_batch(batch)
         return logits
@@ -124,7 +126,7 @@ class OnnxRuntimeEngine:
         self._session = None
 
     def _predict_batch(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of at most `max_batch` tiles; valid until the next call."""
+        """Logits of at most `batch` tiles; valid until the next call."""
         try:
             if len(tiles) not in self._bound:
                 self._bound[len(tiles)] = self._bind(len(tiles))

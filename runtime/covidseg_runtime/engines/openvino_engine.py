@@ -31,8 +31,12 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
+    device = "cpu"
+    batch = 1
 
-    def __init__(self, model_path: Path, *, precision: str = "f32", threads: int | None = None) -> None:
+    def __init__(
+        self, model_path: Path, *, precision: str = "f32", threads: int | None = None, any_tile: bool = False
+    ) -> None:
         """Compile the network for this CPU.
 
         Args:
@@ -41,6 +45,7 @@ class OpenVinoEngine:
                 precision is computed in float32 where the processor has none; "int8" for a quantised file, whose
                 other layers are computed in bf16 where the processor can, otherwise in float32.
             threads: Number of CPU threads; None leaves the choice to OpenVINO.
+            any_tile: Whether tiles of other shapes than the file's come: only for a network that fits every tile.
 
         Raises:
             EngineError: if OpenVINO is missing, refuses the network or cannot do `precision`.
@@ -52,7 +57,7 @@ class OpenVinoEngine:
         able = cpu_precisions(core)
         if precision == "bf16" and precision not in able:
             raise EngineError(f"this CPU cannot compute in {precision}; it can {', '.join(able)}")
-        self.precision = precision
+        self.precision, self.any_tile = precision, any_tile
         hints: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _hint(precision, able),
             "PERFORMANCE_HINT": "LATENCY",
@@ -64,8 +69,13 @@ class OpenVinoEngine:
             # A batch of exactly one lets OpenVINO plan its memory once.
             shape = model.input(0).get_partial_shape()
             shape[0] = 1
+            if any_tile:
+                for axis in (2, 3, 4):
+                    shape[axis] = -1
             model.reshape(shape)
-            self._request: Any = core.compile_model(model, "CPU", hints).create_infer_request()
+            compiled = core.compile_model(model, "CPU", hints)
+            self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+            self._request: Any = compiled.create_infer_request()
         except _FAULTS as exc:
             raise EngineError(f"OpenVINO refuses {model_path.name}: {in_one_line(str(exc))}") from exc
 

@@ -61,6 +61,7 @@ class TensorRtEngine:
     """
 
     name = "tensorrt"
+    any_tile = False
 
     def __init__(self, model_path: Path, *, cuda_device: int = 0, cuda_graphs: bool = True) -> None:
         """Open the plan of a network.
@@ -81,6 +82,7 @@ class TensorRtEngine:
         self.precision = stored.precision
         self.batch = stored.key.batch[1]
         self._cuda_device = cuda_device
+        self.device = f"cuda:{cuda_device}"
         self._tile_shape = (1, *stored.key.tile_shape)
         self._runner: _PlanRunner | None = _PlanRunner(installed.module, engine, self.batch, cuda_graphs=cuda_graphs)
 
