@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         segment_many,
         write_label_map,
         write_preview,
+        write_probability_map,
     )
 
 __version__ = "0.1.0"
@@ -94,6 +95,7 @@ __all__ = [
     "segment_many",
     "write_label_map",
     "write_preview",
+    "write_probability_map",
 ]
 
 

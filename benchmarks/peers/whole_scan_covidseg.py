@@ -32,7 +32,8 @@ class TimedEngine:
 
     def __init__(self, engine: Engine, clock: Clock) -> None:
         """Take an open engine."""
-        self.name, self.precision = engine.name, engine.precision
+        self.name, self.precision, self.batch = engine.name, engine.precision, engine.batch
+        self.any_tile = engine.any_tile
         self._engine = engine
         self._predict = clock.network(engine.predict)
 

@@ -40,6 +40,9 @@ def plan_prediction(described: Mapping[str, Any]) -> dict[str, Any]:
     for kind, keywords in _RESAMPLING.items():
         configuration[f"resampling_fn_{kind}"] = "resample_data_or_seg_to_shape"
         configuration[f"resampling_fn_{kind}_kwargs"] = keywords
+    if described["network"]["normalisation"] == "batch":
+        # A bundle has its batch normalisations folded into the convolutions; so does the peer.
+        configuration["architecture"]["arch_kwargs"].update(norm_op=None, norm_op_kwargs=None)
     window = {
         "percentile_00_5": scaling["lower_hu"],
         "percentile_99_5": scaling["upper_hu"],

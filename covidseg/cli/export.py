@@ -36,9 +36,11 @@ class ExportOptions:
     int8_dsc_change: float
     importance_sigma: float | None
     force: bool
+    name: str | None
     model_version: str
     trt: bool
     triton: Path | None
+    weights: Path | None
 
 
 @click.command()
@@ -89,15 +91,22 @@ class ExportOptions:
     help="How wide the middle of a tile counts, as a share of the tile. [default: as trained]",
 )
 @click.option("--force", is_flag=True, help="Write the bundle even so; it then says what is outside the limits.")
+@click.option("--name", help="Name that the bundle gets. [default: the experiment's]")
 @click.option("--model-version", default="0.2.0", show_default=True, help="Version that the bundle gets.")
 @click.option("--trt", is_flag=True, help="Build TensorRT plans for this machine's GPU into the user's cache.")
 @click.option("--triton", type=_FOLDER, metavar="DIR", help="Also write a model repository for Triton.")
+@click.option(
+    "--weights",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write the bundle's weights for transfer.checkpoint, to fine-tune from them (.safetensors).",
+)
 @click.pass_context
 def export(ctx: click.Context, /, source: str | None, **options: Any) -> None:  # noqa: ANN401 - see ExportOptions
     """Turn a trained network into a model bundle: RUN is a folder of `covidseg train`, BUNDLE an earlier bundle.
 
     Nothing is written unless every graph, in every engine of this machine, agrees with torch on real scans.
-    Without -o, --trt and --triton serve a bundle as it is.
+    Without -o, --trt, --triton and --weights serve a bundle as it is.
     """
     refuse_unknown_options(ctx)
     wanted = ExportOptions(**options)
@@ -110,6 +119,8 @@ def export(ctx: click.Context, /, source: str | None, **options: Any) -> None:  
         _build_plans(bundle)
     if wanted.triton is not None:
         _write_triton(bundle, wanted.triton)
+    if wanted.weights is not None:
+        _write_weights(bundle, wanted.weights)
 
 
 def _export(source: str | None, wanted: ExportOptions) -> ModelBundle:
@@ -150,8 +161,9 @@ def _scans(wanted: ExportOptions) -> tuple[ScanFiles, ...]:
 
 
 def _source(source: str | None, wanted: ExportOptions) -> ExportSource:
-    """The network, with another importance map if one was asked for."""
+    """The network, with another name or importance map if one was asked for."""
     found = _read_source(source, wanted)
+    found = replace(found, name=wanted.name or found.name)
     if wanted.importance_sigma is None:
         return found
     return replace(found, tile_plan=replace(found.tile_plan, importance_sigma=wanted.importance_sigma))
@@ -182,7 +194,7 @@ def _read_source(source: str | None, wanted: ExportOptions) -> ExportSource:
 def _existing(source: str | None, wanted: ExportOptions) -> ModelBundle:
     from covidseg_runtime import find_bundle, load_bundle
 
-    if source is None or not (wanted.trt or wanted.triton):
+    if source is None or not (wanted.trt or wanted.triton or wanted.weights):
         raise click.UsageError("give the folder of the new bundle: -o BUNDLE")
     return load_bundle(find_bundle(source))
 
@@ -205,3 +217,10 @@ def _write_triton(bundle: ModelBundle, folder: Path) -> None:
         from covidseg_export.triton import write_model_repository
     for path in write_model_repository(bundle, folder):
         click.echo(f"triton: {path}")
+
+
+def _write_weights(bundle: ModelBundle, file: Path) -> None:
+    with needs_extra("export", "Writing weights"):
+        from covidseg_export.fine_tuning import write_weights
+    write_weights(bundle, file)
+    click.echo(f"weights: {file}")

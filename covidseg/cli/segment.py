@@ -16,6 +16,7 @@ from covidseg.cli.segment_options import (
     SegmentOptions,
     describe_choice,
     open_segmenter,
+    parse_window,
     plan_spool,
     resolve_deterministic,
     within_memory,
@@ -41,11 +42,12 @@ class OutputFiles:
     labels: Path
     report: Path
     preview: Path | None
+    probability: Path | None
 
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file that will be written."""
-        return tuple(path for path in (self.labels, self.report, self.preview) if path)
+        return tuple(path for path in (self.labels, self.report, self.preview, self.probability) if path)
 
 
 @click.command()
@@ -97,7 +99,14 @@ class OutputFiles:
 )
 @click.option("--report", type=_OUTPUT, help="JSON report. [default: beside the label map]")
 @click.option("--preview", type=_OUTPUT, help="Also draw slices with the labels as PNG.")
+@click.option("--probability", type=_OUTPUT, help="Also write the infection's probability, .nii.gz or .nii.")
 @click.option("--truth", type=_TRUTH, help="Also compare with this label map or infection mask.")
+@click.option(
+    "--window",
+    metavar="LOW,HIGH",
+    type=parse_window,
+    help="The scan is no HU but this window of them, scaled to 0-255: --window=-1250,250.",
+)
 @click.option(
     "--min-lesion-ml",
     type=click.FloatRange(min=0),
@@ -144,8 +153,10 @@ def plan_files(scan: Path, options: SegmentOptions) -> OutputFiles:
     labels = options.output or Path(f"{_stem(scan)}_covidseg.nii.gz")
     if not labels.name.endswith(_NIFTI_ENDINGS):
         raise click.UsageError(f"the label map {labels} must end in .nii.gz or .nii")
+    if options.probability is not None and not options.probability.name.endswith(_NIFTI_ENDINGS):
+        raise click.UsageError(f"the probability {options.probability} must end in .nii.gz or .nii")
     report = options.report or labels.with_name(f"{_stem(labels)}.json")
-    files = OutputFiles(labels, report, options.preview)
+    files = OutputFiles(labels, report, options.preview, options.probability)
     taken = [path.resolve() for path in (scan, options.truth) if path]
     for path in files.all:
         if path.is_dir():
@@ -163,7 +174,7 @@ def run_segment(scan: Path, options: SegmentOptions, files: OutputFiles) -> dict
     from covidseg_runtime import build_report, describe_scan, read_volume
 
     spool = plan_spool(options, files.labels.parent)
-    volume = read_volume(scan, spool=spool)
+    volume = read_volume(scan, spool=spool, window=options.window)
     truth = _read_truth(options, volume)
     with open_segmenter(options, spool) as segmenter:
         click.echo(describe_choice(segmenter), err=True)
@@ -211,7 +222,7 @@ def _write(
     truth: NDArray[np.uint8] | None,
 ) -> None:
     """Write each result whole or not at all; what may fail in between is made before."""
-    from covidseg_runtime import write_label_map
+    from covidseg_runtime import write_label_map, write_probability_map
     from covidseg_runtime.preview import render_preview
     from covidseg_runtime.volume_files import write_bytes_atomic, write_json
 
@@ -219,6 +230,8 @@ def _write(
     if files.preview is not None:
         infection = None if truth is None else (truth == 3).astype(truth.dtype)
         picture = render_preview(volume, segmentation.labels, infection)
+    if files.probability is not None and segmentation.infection_probability is not None:
+        write_probability_map(files.probability, segmentation.infection_probability, volume)
     write_label_map(files.labels, segmentation.labels, volume)
     write_json(files.report, report)
     if files.preview is not None and picture is not None:
@@ -230,13 +243,21 @@ def _print_summary(report: dict[str, Any], files: OutputFiles) -> None:
     percent = measures["infection_percent"]["whole"]
     lung_ml = measures["lung_volume_ml"]["whole"]
     click.echo(f"lung volume        {'unknown' if lung_ml is None else f'{lung_ml:.0f} mL'}")
-    click.echo(f"infection volume   {measures['infection_volume_ml']['whole']:.1f} mL")
+    click.echo(f"infection volume   {measures['infection_volume_ml']['whole']:.1f} mL{_range_of(report)}")
     click.echo(f"infected lung      {'unknown' if percent is None else f'{percent:.1f} %'}")
     for name, score in (report["dice"] or {}).items():
         click.echo(f"DSC {name:<14} {'undefined' if score is None else f'{score:.4f}'}")
     for path in files.all:
         click.echo(f"written            {path}")
     click.echo(report["notice"])
+
+
+def _range_of(report: dict[str, Any]) -> str:
+    found = report["uncertainty"]["infection_volume_ml"]
+    if found is None:
+        return ""
+    low, high = f"{found['low_ml']:.1f}", f"{found['high_ml']:.1f}"
+    return f" (as {found['share']:.0%} of {found['cases']} held-out cases: {low} to {high} mL)"
 
 
 def _print_cost(segmentation: Segmentation) -> None:

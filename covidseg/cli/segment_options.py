@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,27 @@ if TYPE_CHECKING:
 
 # The one combination whose labels have the same bits over runs and numbers of threads.
 _DETERMINISTIC: Mapping[str, Any] = MappingProxyType({"engine": "onnxruntime", "device": "cpu", "precision": "f32"})
+
+
+def parse_window(value: str | Sequence[float]) -> tuple[float, float]:
+    """LOW,HIGH in HU, as text or, in the configuration file, as an array of two numbers.
+
+    Raises:
+        click.BadParameter: if it is no window of a CT.
+    """
+    from covidseg_runtime.errors import SettingsError
+    from covidseg_runtime.intensity import judge_window
+
+    try:
+        low, high = map(float, value.split(",") if isinstance(value, str) else value)
+        judge_window((low, high))
+    except SettingsError as error:
+        raise click.BadParameter(str(error)) from error
+    except (TypeError, ValueError) as error:
+        raise click.BadParameter(
+            f"{value!r} is no window: two numbers LOW,HIGH in HU are expected, as in -1250,250."
+        ) from error
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -33,7 +54,9 @@ class SegmentOptions:
     deterministic: bool
     report: Path | None
     preview: Path | None
+    probability: Path | None
     truth: Path | None
+    window: tuple[float, float] | None
     min_lesion_ml: float
     num_parts: int
     part_id: int
@@ -97,11 +120,27 @@ def open_segmenter(options: SegmentOptions, spool: Spool | None = None) -> Segme
         device=options.device,
         precision=options.precision,
         threads=options.threads,
-        settings=SegmentSettings(min_lesion_ml=options.min_lesion_ml, quality=options.quality, spool=spool),
+        settings=SegmentSettings(
+            min_lesion_ml=options.min_lesion_ml,
+            quality=options.quality,
+            spool=spool,
+            keep_probability=options.probability is not None,
+            window_hu=options.window,
+        ),
     )
 
 
 def describe_choice(segmenter: Segmenter) -> str:
     """What computes, in a line: the choice of "auto" is never silent."""
-    bundle, engine, settings = segmenter.bundle, segmenter.engine, segmenter.settings
-    return f"{bundle.name} {bundle.version} on {engine.name} {engine.precision}, quality {settings.quality}"
+    from covidseg_runtime.engines.engine import describe_engine
+
+    bundle, engine, plan = segmenter.bundle, describe_engine(segmenter.engine), segmenter.tile_plan
+    threads = "threads auto" if engine["threads"] is None else f"threads {engine['threads']}"
+    facts = (engine["provider"], engine["device"], threads, f"batch {engine['batch']}")
+    is_fitted = plan.fit is not None and segmenter.engine.any_tile
+    tiles = "fitted to the lungs" if is_fitted else "x".join(map(str, plan.tile_shape))
+    return (
+        f"{bundle.name} {bundle.version} on {engine['name']} {engine['precision']} "
+        f"({', '.join(str(fact) for fact in facts if fact is not None)}), quality {segmenter.settings.quality} "
+        f"(step {plan.step:g}, tiles {tiles})"
+    )

@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +11,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from covidseg_export.calibration import (
+    calibration_in_a_line,
+    calibration_problem,
+    describe_calibration,
+    draw_lung_voxels,
+)
 from covidseg_export.graph_rules import require_float_sums
 from covidseg_export.held_out import measure_held_out
 from covidseg_export.model_card import INTENDED_USE, write_model_card
 from covidseg_export.parity import Candidate, Parity, ParityCheck, ParityLimits, ParityScan, require_parity
 from covidseg_export.precision import to_fp16
+from covidseg_export.provenance import source_commit
 from covidseg_export.quantisation import draw_calibration_tiles, to_int8
 from covidseg_export.source import ExportSource, describe_network
 from covidseg_export.to_onnx import OPSET, export_onnx
@@ -29,7 +37,7 @@ from covidseg_runtime.segmenter import Segmenter
 from covidseg_runtime.volume import to_orientation
 from covidseg_runtime.volume_files import read_label_map, read_volume
 from covidseg_train.datasets.catalog import get_dataset
-from covidseg_train.datasets.dataset import Dataset, find_case
+from covidseg_train.datasets.dataset import CaseVolumes, Dataset, find_case
 from covidseg_train.torch_engine import TorchEngine
 
 FilePrecision = Literal["fp32", "fp16", "int8"]
@@ -120,6 +128,7 @@ def export_bundle(
             require_parity(parity, settings.limits)
         description["parity"] = describe_parity(parity, settings)
         description["metrics"] = {"held_out": held_out_metrics(bundle, source)}
+        description.update(calibrate_probability(bundle, source, report))
     files = {
         **graphs_by_name(graphs),
         "MODEL_CARD.md": write_model_card(description, settings.limits).encode(),
@@ -237,9 +246,10 @@ def describe(source: ExportSource, graphs: Mapping[FilePrecision, bytes]) -> dic
             "spacing_mm": list(source.preprocessing.spacing_mm),
             "scaling": asdict(source.preprocessing.scaling),
         },
-        "tile_plan": {**asdict(source.tile_plan), "tile_shape": list(source.tile_plan.tile_shape)},
+        "tile_plan": source.tile_plan.describe(),
         "network": describe_network(source.network, OPSET),
         "training": dict(source.training),
+        "commit": source_commit(),
         "intended_use": INTENDED_USE,
         "licence": source.licence,
         "files": list_files(graphs_by_name(graphs), graphs),
@@ -289,6 +299,32 @@ def held_out_metrics(bundle: ModelBundle, source: ExportSource) -> list[dict[str
     with Segmenter(bundle, open_engine(bundle, device="cpu")) as segmenter:
         results = measure_held_out(segmenter, _dataset(source), _root(source), source.cases.held_out)
     return [result.to_dict() for result in results]
+
+
+def calibrate_probability(bundle: ModelBundle, source: ExportSource, report: Report) -> dict[str, Any]:
+    """The section ``calibration`` of bundle.json under its name, from the fp32 file; empty where none can be fitted."""
+    cases = source.cases
+    problem = calibration_problem(bundle, cases.validation)
+    if problem is not None:
+        report(f"no calibration: {problem}")
+        return {}
+    report("calibrating the probability on the cases that picked the checkpoint")
+    untouched = [case for case in cases.held_out if case not in cases.validation]
+    with closing(open_engine(bundle, device="cpu", precision="f32")) as engine:
+        fitted_on = draw_lung_voxels(bundle, engine, read_cases(source, cases.validation))
+        if not any(one.infected.any() for one in fitted_on):
+            report("no calibration: the cases that picked the checkpoint show no infection")
+            return {}
+        measured_on = draw_lung_voxels(bundle, engine, read_cases(source, untouched))
+    section = describe_calibration(fitted_on, measured_on)
+    report(calibration_in_a_line(section))
+    return {"calibration": section}
+
+
+def read_cases(source: ExportSource, names: Sequence[str]) -> Iterator[tuple[str, CaseVolumes]]:
+    """Name, scan and reference of cases, one after the other."""
+    dataset, root = _dataset(source), _root(source)
+    return ((name, dataset.read(find_case(dataset, root, name))) for name in names)
 
 
 def _dataset(source: ExportSource) -> Dataset:

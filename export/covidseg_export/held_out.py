@@ -20,6 +20,7 @@ class HeldOutResult:
 
     Attributes:
         case: Case name.
+        patient: Cases of one patient share it.
         dsc: Dice similarity coefficient.
         nsd_3mm: Normalised surface Dice at 3 mm.
         predicted_ml: Infection volume of the model.
@@ -27,6 +28,7 @@ class HeldOutResult:
     """
 
     case: str
+    patient: str
     dsc: float
     nsd_3mm: float
     predicted_ml: float
@@ -47,13 +49,15 @@ def measure_held_out(segmenter: Segmenter, dataset: Dataset, root: Path, cases: 
 
 
 def _measure(segmenter: Segmenter, dataset: Dataset, root: Path, name: str) -> HeldOutResult:
-    volumes = dataset.read(find_case(dataset, root, name))
+    files = find_case(dataset, root, name)
+    volumes = dataset.read(files)
     scan, reference = volumes.ct, volumes.lesion.voxels > 0
     predicted = segmenter.segment(scan).labels == INFECTION
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000.0
     distances = compute_surface_distances(predicted, reference, scan.spacing_mm)
     return HeldOutResult(
         case=name,
+        patient=files.patient,
         dsc=round(dice(predicted, reference), 4),
         nsd_3mm=round(normalised_surface_dice(distances, INFECTION_TOLERANCE_MM), 4),
         predicted_ml=round(float(predicted.sum()) * voxel_ml, 1),

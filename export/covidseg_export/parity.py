@@ -154,17 +154,16 @@ class ParityCheck:
     """Torch's answer on one scan, and the comparison of others with it."""
 
     def __init__(self, bundle: ModelBundle, reference: Engine, scan: ParityScan) -> None:
-        """Segment the scan with the reference."""
-        self._bundle, self._scan = bundle, scan
-        recorder = _Recorder(reference)
-        self._expected = Segmenter(bundle, recorder).segment(scan.volume)
-        self._tiles = recorder.tiles
+        """Keep what is compared with; the reference takes tiles of any shape."""
+        self._bundle, self._reference, self._scan = bundle, reference, scan
+        self._answers: dict[bool, tuple[Segmentation, list[NDArray[np.float32]]]] = {}
 
     def compare(self, candidate: Candidate) -> Parity:
         """Segment the scan with a candidate and compare."""
-        comparer = _Comparer(candidate.engine, iter(self._tiles))
+        expected, tiles = self._answer(any_tile=candidate.engine.any_tile)
+        comparer = _Comparer(candidate.engine, iter(tiles))
         found = Segmenter(self._bundle, comparer).segment(self._scan.volume)
-        ours, theirs = found.labels == INFECTION, self._expected.labels == INFECTION
+        ours, theirs = found.labels == INFECTION, expected.labels == INFECTION
         truth = self._scan.truth
         return Parity(
             scan=self._scan.name,
@@ -174,13 +173,20 @@ class ParityCheck:
             max_logit_difference=comparer.largest,
             mean_logit_difference=comparer.total / comparer.count,
             voxels=found.labels.size,
-            flipped_voxels=int(np.count_nonzero(found.labels != self._expected.labels)),
+            flipped_voxels=int(np.count_nonzero(found.labels != expected.labels)),
             infection_dice=float(dice(ours, theirs)) if ours.any() or theirs.any() else None,
             infection_ml=_infection_ml(found),
-            volume_change_ml=round(_infection_ml(found) - _infection_ml(self._expected), 3),
+            volume_change_ml=round(_infection_ml(found) - _infection_ml(expected), 3),
             dsc=None if truth is None else float(dice(ours, truth)),
             torch_dsc=None if truth is None else float(dice(theirs, truth)),
         )
+
+    def _answer(self, *, any_tile: bool) -> tuple[Segmentation, list[NDArray[np.float32]]]:
+        """The reference's segmentation and the logits of its tiles, with the tiles that such an engine is given."""
+        if any_tile not in self._answers:
+            recorder = _Recorder(self._reference, any_tile=any_tile)
+            self._answers[any_tile] = Segmenter(self._bundle, recorder).segment(self._scan.volume), recorder.tiles
+        return self._answers[any_tile]
 
 
 def require_parity(results: tuple[Parity, ...], limits: ParityLimits) -> None:
@@ -204,14 +210,15 @@ def _infection_ml(segmentation: Segmentation) -> float:
 class _Recorder:
     """Passes tiles on and keeps the logits."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.name, self.precision = engine.name, engine.precision
+    def __init__(self, engine: Engine, *, any_tile: bool) -> None:
+        self.name, self.precision, self.batch = engine.name, engine.precision, engine.batch
+        self.any_tile = any_tile
         self.tiles: list[NDArray[np.float32]] = []
         self._engine = engine
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         logits = self._engine.predict(tiles)
-        self.tiles.append(logits)
+        self.tiles.extend(logits)
         return logits
 
     def close(self) -> None:
@@ -222,19 +229,24 @@ class _Comparer:
     """Passes tiles on and compares the logits with those kept."""
 
     def __init__(self, engine: Engine, expected: Iterator[NDArray[np.float32]]) -> None:
-        self.name, self.precision = engine.name, engine.precision
+        self.name, self.precision, self.batch = engine.name, engine.precision, engine.batch
+        self.any_tile = engine.any_tile
         self.largest, self.total, self.count = 0.0, 0.0, 0
         self._engine, self._expected = engine, expected
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits, expected = self._engine.predict(tiles), next(self._expected)
+        logits = self._engine.predict(tiles)
+        for one in logits:  # the reference may have had other batches
+            self._compare(one, next(self._expected))
+        return logits
+
+    def _compare(self, logits: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
         if logits.shape != expected.shape:
             raise BundleError(f"{self.name} gives logits of shape {logits.shape}, torch {expected.shape}.")
         difference = np.abs(logits - expected)
         self.largest = float(np.maximum(self.largest, difference.max()))  # a NaN stays one
         self.total += float(difference.sum(dtype=np.float64))
         self.count += difference.size
-        return logits
 
     def close(self) -> None:
         self._engine.close()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from onnx import numpy_helper
 
 from covidseg_export.ensemble import FoldEnsemble
+from covidseg_export.exportable import fold_batch_normalisations, tile_fit
+from covidseg_export.provenance import describe_training
 from covidseg_runtime.bundle import ModelBundle, PreprocessingSpec
 from covidseg_runtime.errors import BundleError
 from covidseg_runtime.tiling import TilePlan
 from covidseg_runtime.volume import MODEL_ORIENTATION
-from covidseg_train.checkpoint import Checkpoint, load_network
+from covidseg_train.checkpoint import load_network
 from covidseg_train.datasets.catalog import DATASETS, get_dataset
 from covidseg_train.fit import BEST
 from covidseg_train.hybrid import HybridEncoderUNet, SelectiveFusion
@@ -35,12 +37,14 @@ class SourceCases:
         dataset: Name of the data set.
         root: Where its cases lie on this machine; None if nobody said.
         train: Those learned from.
+        validation: Those that picked the checkpoint, none of them learned from.
         held_out: Those never read while training; cases that only drew a curve count where none is held out.
     """
 
     dataset: str
     root: Path | None
     train: tuple[str, ...]
+    validation: tuple[str, ...]
     held_out: tuple[str, ...]
 
 
@@ -88,13 +92,14 @@ def read_run(run_folder: Path, *, version: str, data_root: Path | None = None) -
         version=version,
         classes=CLASSES_BY_COUNT[config.network.classes],
         preprocessing=PreprocessingSpec(MODEL_ORIENTATION, config.grid.spacing_mm, config.grid.scaling),
-        tile_plan=config.tiles.plan(),
+        tile_plan=replace(config.tiles.plan(), fit=tile_fit(network)),
         training=describe_training(checkpoint),
         licence=dataset.licence,
         cases=SourceCases(
             dataset=dataset.name,
             root=data_root or Path(config.data.root),
             train=config.data.train,
+            validation=config.data.validation,
             held_out=config.data.test or config.data.validation,
         ),
     )
@@ -114,14 +119,17 @@ def read_ensemble(run_folders: Sequence[Path], *, version: str, data_root: Path 
         if (fold.preprocessing, fold.tile_plan, fold.classes) != (first.preprocessing, first.tile_plan, first.classes):
             raise BundleError(f"{fold.name} and {first.name} differ in grid, window, tiles or classes: no ensemble.")
     learned = tuple(sorted({case for fold in folds for case in fold.cases.train}))
+    picking = dict.fromkeys(case for fold in folds for case in fold.cases.validation)
+    validation = tuple(case for case in picking if case not in learned)
     held_out = tuple(case for case in first.cases.held_out if case not in learned)
-    training = {**first.training, "train": list(learned), "test": list(held_out), "folds": len(folds)}
+    cost = {key: round(sum(fold.training[key] for fold in folds), 1) for key in ("minutes", "cpu_seconds")}
+    training = {**first.training, "train": list(learned), "test": list(held_out), "folds": len(folds), **cost}
     return replace(
         first,
         network=FoldEnsemble([fold.network for fold in folds]).eval(),
         name=f"{first.name}-ensemble-of-{len(folds)}",
         training=training,
-        cases=replace(first.cases, train=learned, held_out=held_out),
+        cases=replace(first.cases, train=learned, validation=validation, held_out=held_out),
     )
 
 
@@ -146,6 +154,7 @@ def read_bundle(bundle: ModelBundle, *, version: str, data_root: Path | None = N
             dataset=dataset,
             root=data_root,
             train=tuple(training.get("train", ())),
+            validation=tuple(case for case in training.get("validation", ()) if case not in training.get("train", ())),
             held_out=tuple(training.get("test", ()) or training.get("validation", ())),
         ),
     )
@@ -154,11 +163,14 @@ def read_bundle(bundle: ModelBundle, *, version: str, data_root: Path | None = N
 def load_bundle_network(bundle: ModelBundle) -> SegmentationNetwork:
     """Rebuild the torch network of a bundle: the tensors of its fp32 graph keep their names.
 
+    Batch normalisations stay what they are in the graph, a part of their convolutions.
+
     Raises:
         BundleError: If network and graph do not fit.
     """
     card = bundle.card.get("network", {})
     network = _build(bundle, card)
+    fold_batch_normalisations(network)
     graph = onnx.load(bundle.model_path("fp32"), load_external_data=False).graph
     # The exporter wraps the network; graphs of version 0.1 are not wrapped and call their one head `head`.
     found = {re.sub(r"^head\.", "heads.0.", one.name.removeprefix("network.")): one for one in graph.initializer}
@@ -208,27 +220,3 @@ def describe_network(network: SegmentationNetwork, opset: int) -> dict[str, Any]
     if isinstance(network, FoldEnsemble):
         description["members"] = [describe_network(member, opset) for member in network.folds]
     return description
-
-
-def describe_training(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Data, recipe and seed of the training."""
-    config = checkpoint.config
-    dataset = get_dataset(config.data.dataset)
-    return {
-        "experiment": config.name,
-        "dataset": dataset.title,
-        "licence": dataset.licence,
-        "citation": dataset.citation,
-        "train": list(config.data.train),
-        "validation": list(config.data.validation),
-        "test": list(config.data.test),
-        "strategy": config.transfer.strategy,
-        "sources": [asdict(source) for source in config.data.sources],
-        "seed": config.run.seed,
-        "steps": checkpoint.progress.step,
-        "batch_size": config.patches.batch_size,
-        "patch_shape": list(config.patches.shape),
-        "optimiser": config.optimiser.name,
-        "minutes": round(checkpoint.progress.seconds / 60, 1),
-        "validation_dsc": checkpoint.progress.best_score,
-    }

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from covidseg_runtime.segmenter import Segmentation, Segmenter, SegmentSettings
     from covidseg_runtime.tiling import TilePlan
     from covidseg_runtime.volume import Volume
-    from covidseg_runtime.volume_files import read_label_map, read_volume, write_label_map
+    from covidseg_runtime.volume_files import read_label_map, read_volume, write_label_map, write_probability_map
 
 __version__ = "0.1.0"
 
@@ -87,6 +87,7 @@ __all__ = [
     "segment_many",
     "write_label_map",
     "write_preview",
+    "write_probability_map",
 ]
 
 _MODULE_OF = {
@@ -126,6 +127,7 @@ _MODULE_OF = {
     "read_label_map": "volume_files",
     "read_volume": "volume_files",
     "write_label_map": "volume_files",
+    "write_probability_map": "volume_files",
     "write_preview": "preview",
 }
 

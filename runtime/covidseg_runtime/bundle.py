@@ -31,10 +31,11 @@ from covidseg_runtime.bundle_description import (
     three_integers,
     three_numbers,
 )
+from covidseg_runtime.calibration import NOT_CALIBRATED, Calibration, read_calibration
 from covidseg_runtime.errors import BundleError, SettingsError
 from covidseg_runtime.intensity import HounsfieldScaling
 from covidseg_runtime.onnx_guard import refuse_unsafe_model
-from covidseg_runtime.tiling import TilePlan
+from covidseg_runtime.tiling import TileFit, TilePlan
 
 __all__ = [
     "BUNDLE_FILE",
@@ -76,7 +77,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ORIENTATION = re.compile(r"(?=.*[LR])(?=.*[PA])(?=.*[IS])[LRPAIS]{3}")
 _PRECISIONS = ("fp32", "fp16", "int8")
-_CARD_KEYS = ("network", "training", "metrics", "parity", "intended_use", "licence")
+_CARD_KEYS = ("network", "training", "metrics", "parity", "intended_use", "licence", "calibration")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class ModelBundle:
         preprocessing: How a scan becomes the network's input.
         tile_plan: How that input is cut into tiles.
         files: Every file that the bundle vouches for.
-        card: The rest of bundle.json: network, training, metrics, parity, intended_use, licence.
+        card: The rest of bundle.json: network, training, metrics, parity, intended_use, licence, calibration.
+        calibration: Temperature of the probability; `NOT_CALIBRATED` where bundle.json tells none.
     """
 
     folder: Path
@@ -147,6 +149,7 @@ class ModelBundle:
     tile_plan: TilePlan
     files: tuple[ModelFile, ...]
     card: Mapping[str, Any]
+    calibration: Calibration = NOT_CALIBRATED
 
     @property
     def tells_lungs_apart(self) -> bool:
@@ -256,12 +259,7 @@ def bundle_to_json(bundle: ModelBundle) -> dict[str, Any]:
                 "sd_hu": scaling.sd_hu,
             },
         },
-        "tile_plan": {
-            "tile_shape": list(bundle.tile_plan.tile_shape),
-            "step": bundle.tile_plan.step,
-            "importance_sigma": bundle.tile_plan.importance_sigma,
-            "average": bundle.tile_plan.average,
-        },
+        "tile_plan": bundle.tile_plan.describe(),
         **{key: bundle.card[key] for key in _CARD_KEYS if key in bundle.card},
         "files": [
             {
@@ -301,6 +299,7 @@ def _parse_bundle(folder: Path, description: Mapping[str, Any]) -> ModelBundle:
         tile_plan=_parse_tile_plan(json_object(description, "tile_plan")),
         files=_parse_files(description.get("files")),
         card=MappingProxyType({key: description[key] for key in _CARD_KEYS if key in description}),
+        calibration=read_calibration(description),
     )
 
 
@@ -326,9 +325,17 @@ def _parse_tile_plan(tile_plan: Mapping[str, Any]) -> TilePlan:
     sigma = json_number(tile_plan, "importance_sigma") if "importance_sigma" in tile_plan else 0.125
     average = tile_plan.get("average", "logits")
     try:
-        return TilePlan(tile_shape=shape, step=step, importance_sigma=sigma, average=average)
+        fit = _parse_fit(json_object(tile_plan, "fit")) if tile_plan.get("fit") is not None else None
+        return TilePlan(tile_shape=shape, step=step, importance_sigma=sigma, average=average, fit=fit)
     except SettingsError as exc:
         raise BundleError(f"{BUNDLE_FILE}: tile_plan: {exc}") from exc
+
+
+def _parse_fit(fit: Mapping[str, Any]) -> TileFit:
+    voxels = json_number(fit, "largest_voxels")
+    if not 1 <= voxels <= _LARGEST_TILE**3:
+        raise BundleError(f"{BUNDLE_FILE}: tile_plan.fit.largest_voxels is {voxels}; expected 1 to {_LARGEST_TILE**3}")
+    return TileFit(multiple_of=three_integers(fit, "multiple_of"), largest_voxels=int(voxels))
 
 
 def _parse_labels(labels: Mapping[str, Any]) -> Mapping[int, str]:

@@ -117,7 +117,7 @@ def attempt(action: Callable[[], T], name: str) -> T | CovidsegError:
 def _segment_each(
     segmenter: Segmenter, paths: Iterable[Path], prefetch: int, cancel: threading.Event
 ) -> Generator[ManyResult, None, None]:
-    read = partial(read_volume, spool=segmenter.settings.spool)
+    read = partial(read_volume, spool=segmenter.settings.spool, window=segmenter.settings.window_hu)
     with closing(_read_ahead(paths, read, prefetch, cancel)) as scans:
         for path, scan in scans:
             yield _result(segmenter, path, scan, cancel)

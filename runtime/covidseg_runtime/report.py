@@ -11,8 +11,9 @@ import numpy as np
 
 import covidseg_runtime
 from covidseg_runtime.bundle import ModelBundle
-from covidseg_runtime.engines.engine import Engine
+from covidseg_runtime.engines.engine import Engine, describe_engine
 from covidseg_runtime.volume import Volume
+from covidseg_runtime.volume_range import volume_range
 
 if TYPE_CHECKING:
     from covidseg_runtime.segmenter import Segmentation
@@ -37,6 +38,7 @@ def describe_scan(name: str, volume: Volume) -> dict[str, Any]:
         "shape": list(volume.shape),
         "spacing_mm": list(volume.spacing_mm),
         "orientation": volume.orientation,
+        "window_hu": None if volume.window_hu is None else list(volume.window_hu),
     }
 
 
@@ -61,7 +63,13 @@ def build_report(
             "version": bundle.version,
             "files": {file.name: file.sha256 for file in bundle.files},
         },
-        "engine": {"name": engine.name, "precision": engine.precision},
+        "engine": {
+            **describe_engine(engine),
+            "quality": segmentation.quality,
+            "step": segmentation.plan.step,
+            "tile_shape": segmentation.plan.tile_shape,
+            "tiles": segmentation.tiles,
+        },
         "scan": source,
         "labels": {str(value): meaning for value, meaning in bundle.labels.items()},
         "box": {
@@ -71,10 +79,20 @@ def build_report(
             "stop": segmentation.box.stop,
         },
         "measures": asdict(segmentation.measures),
+        "uncertainty": _describe_uncertainty(segmentation, bundle),
         "warnings": segmentation.warnings,
         "timings_s": {step: round(seconds, 3) for step, seconds in segmentation.timings_s.items()},
     }
     return {key: plain_json(item) for key, item in report.items()}
+
+
+def _describe_uncertainty(segmentation: Segmentation, bundle: ModelBundle) -> dict[str, Any]:
+    volume = segmentation.measures.infection_volume_ml.whole
+    found = None if volume is None else volume_range(bundle, volume)
+    return {
+        "infection_volume_ml": None if found is None else asdict(found),
+        "probability": asdict(bundle.calibration),
+    }
 
 
 def plain_json(value: object) -> Any:  # noqa: ANN401 - JSON is a recursive type

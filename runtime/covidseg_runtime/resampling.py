@@ -167,7 +167,7 @@ def to_source_labels(slabs: Iterable["LogitSlab"], grids: GridPair) -> Iterator[
     """
     if any(fine < coarse for fine, coarse in zip(grids.source_shape[1:], grids.model_shape[1:], strict=True)):
         for z, logits in to_source_grid(slabs, grids):
-            yield z, _highest(logits)
+            yield z, highest_class(logits)
         return
     cells = _Cells.of(grids)
     for z, plane in _planes_at_source_slices(slabs, grids):
@@ -241,11 +241,13 @@ class _PlaneResampling:
     def apply(self, plane: NDArray[np.float32]) -> NDArray[np.float32]:
         height, width = self.shape
         halfway = np.empty((*plane.shape[:-2], height, plane.shape[-1]), np.float32)
-        for band in self.bands_y:
-            np.matmul(band.weights, plane[..., band.columns, :], out=halfway[..., band.rows, :])
         resampled = np.empty((*plane.shape[:-2], height, width), np.float32)
-        for band in self.bands_x:
-            np.matmul(halfway[..., band.columns], band.weights.T, out=resampled[..., band.rows])
+        # A BLAS works on whole registers and, rarely, warns of what lies in the unused part; the planes are finite.
+        with np.errstate(invalid="ignore"):
+            for band in self.bands_y:
+                np.matmul(band.weights, plane[..., band.columns, :], out=halfway[..., band.rows, :])
+            for band in self.bands_x:
+                np.matmul(halfway[..., band.columns], band.weights.T, out=resampled[..., band.rows])
         return resampled
 
 
@@ -287,14 +289,14 @@ class _Cells:
 
     def classes(self, plane: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Class (Y, X) of every source voxel, from logits (C, Y, X) on the model's plane."""
-        cells = _highest(plane)
+        cells = highest_class(plane)
         if self.y.step:
             cells = np.where(cells[:-1] == cells[1:], cells[:-1], np.uint8(_MIXED))
         if self.x.step:
             cells = np.where(cells[:, :-1] == cells[:, 1:], cells[:, :-1], np.uint8(_MIXED))
         classes = cells.take(self.x.lower, axis=1).take(self.y.lower, axis=0)
         mixed = np.flatnonzero(classes == _MIXED)
-        classes.ravel()[mixed] = _highest(self._interpolate(plane, mixed))
+        classes.ravel()[mixed] = highest_class(self._interpolate(plane, mixed))
         return classes
 
     def _interpolate(self, plane: NDArray[np.float32], voxels: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -311,8 +313,15 @@ class _Cells:
         return interpolated
 
 
-def _highest(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Class of highest logit along the first axis, the first of equal ones; many times faster than ``argmax``."""
+def highest_class(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Class of highest logit along the first axis, the first of equal ones; many times faster than ``argmax``.
+
+    Args:
+        logits: (C, ...), float32.
+
+    Returns:
+        Array of the shape without C, uint8.
+    """
     highest = logits[0].copy()
     classes = np.zeros(highest.shape, np.uint8)
     for index, logit in enumerate(logits[1:], start=1):

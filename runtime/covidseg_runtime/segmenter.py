@@ -24,14 +24,16 @@ from covidseg_runtime.bundle import LUNG_OF_EITHER_SIDE, ModelBundle, find_bundl
 from covidseg_runtime.engines import open_engine
 from covidseg_runtime.engines.engine import Engine
 from covidseg_runtime.errors import EngineError, SegmentationCancelled, SettingsError
-from covidseg_runtime.intensity import clip_and_scale_hounsfield
+from covidseg_runtime.intensity import Window, clip_and_scale_hounsfield, judge_window
 from covidseg_runtime.lung_box import Box, find_lung_box
 from covidseg_runtime.lung_sides import label_sides
 from covidseg_runtime.measures import Measures, measure, without_lungs
 from covidseg_runtime.postprocessing import remove_detached, remove_small_lesions
-from covidseg_runtime.resampling import GridPair, to_model_hu, to_source_labels
-from covidseg_runtime.sliding_window import LogitSlab, predict_tiled
+from covidseg_runtime.resampling import GridPair, highest_class, to_model_hu, to_source_grid, to_source_labels
+from covidseg_runtime.scan_checks import check_lungs, check_scan, warn_of_window
+from covidseg_runtime.sliding_window import LogitSlab, predict_tiled, softmax
 from covidseg_runtime.spooling import Spool, release, zeros
+from covidseg_runtime.tiling import TilePlan, fit_tiles, grid_tiles
 from covidseg_runtime.volume import Volume, reorient_array, to_orientation
 from covidseg_runtime.volume_files import read_volume
 
@@ -41,7 +43,6 @@ _THICK_SLICE_MM = 5.0
 _DETACHED_ML = 1.0
 _SLICES_BETWEEN = 16
 _NO_LUNG_CLASS = "This model labels no lungs, so lung volume and percentage are unknown."
-_FACES = ("feet", "head", "front", "back", "patient's right", "patient's left")
 
 
 @dataclass(frozen=True)
@@ -71,22 +72,29 @@ class SegmentSettings:
         quality: "fast", "balanced" or "best"; what each costs in DSC is measured in the documentation.
         spool: Where the voxels of a long scan (given as a file) and its labels lie, in files that have no name, 3 bytes
             a voxel, so that memory does not grow with the number of slices.
+        keep_probability: Also give the infection's probability; it takes a byte a voxel, and time.
+        window_hu: Scans given as files hold grey levels from 0 to 255 of this window; None where they hold HU.
     """
 
     min_lesion_ml: float = 0.05
     quality: str = "balanced"
     spool: Spool | None = None
+    keep_probability: bool = False
+    window_hu: Window | None = None
 
-    def describe(self) -> dict[str, str | float]:
+    def describe(self) -> dict[str, str | float | list[float] | None]:
         """What results depend on, as plain values."""
-        return {"min_lesion_ml": self.min_lesion_ml, "quality": self.quality}
+        window_hu = None if self.window_hu is None else list(self.window_hu)
+        return {"min_lesion_ml": self.min_lesion_ml, "quality": self.quality, "window_hu": window_hu}
 
     def __post_init__(self) -> None:
-        """Refuse volumes that are no volume."""
+        """Refuse volumes that are no volume, and windows that are no window."""
         if not 0 <= self.min_lesion_ml < math.inf:
             raise SettingsError(f"min_lesion_ml is {self.min_lesion_ml}: expected 0 or a positive number")
         if self.quality not in QUALITIES:
             raise SettingsError(f"quality {self.quality!r} is unknown: expected one of {', '.join(QUALITIES)}")
+        if self.window_hu is not None:
+            judge_window(self.window_hu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,20 +107,29 @@ class Segmentation:
         measures: Volumes in mL, percentages and HU of the labels.
         warnings: Sentences about the scan or the result that a reader has to know.
         box: The part of the scan that the network saw, (Z, Y, X) in the model's orientation.
+        tiles: How many tiles the box was cut into on the model's grid, mirror images aside.
+        plan: Shape and step of these tiles.
+        quality: What the settings asked for.
         timings_s: Step -> seconds.
+        infection_probability: (X, Y, Z) uint8 in 255ths, of the network alone, at the bundle's temperature: what was
+            done to the labels (small lesions, infection apart from the lungs) is not in it. None unless asked for.
     """
 
     labels: NDArray[np.uint8]
     measures: Measures
     warnings: tuple[str, ...]
     box: Box
+    tiles: int
+    plan: TilePlan
+    quality: str
     timings_s: Mapping[str, float]
+    infection_probability: NDArray[np.uint8] | None = None
 
 
 class Segmenter:
     """Segments scans with one bundle on one engine: loaded once, used for many scans and by many threads.
 
-    Threads share the engine tile by tile; everything else of a scan runs beside the others'.
+    Threads share the engine batch by batch, on a CPU tile by tile; everything else of a scan runs beside the others'.
 
     Example:
         >>> with Segmenter.open() as segmenter:                 # doctest: +SKIP
@@ -133,6 +150,12 @@ class Segmenter:
         self.engine = engine
         self.settings = settings or SegmentSettings()
         self._shared = _OneAtATime(engine)
+
+    @property
+    def tile_plan(self) -> TilePlan:
+        """How scans are cut into tiles: as the bundle says, but for the step of the quality."""
+        step = QUALITIES[self.settings.quality].step
+        return replace(self.bundle.tile_plan, step=step or self.bundle.tile_plan.step)
 
     @classmethod
     def open(
@@ -159,6 +182,8 @@ class Segmenter:
             BundleError: if the bundle is missing or altered.
             EngineError: if no engine can run it as asked for.
         """
+        from scipy import ndimage  # noqa: F401 - a fifth of a second that the first scan need not wait
+
         bundle = load_bundle(find_bundle(model))
         opened = open_engine(bundle, engine=engine, device=device, precision=precision, threads=threads)
         return cls(bundle, opened, settings)
@@ -179,7 +204,8 @@ class Segmenter:
             on_progress: Called after each tile with (tiles done, tiles in total), in the caller's thread. What it
                 raises ends the segmentation and reaches the caller; the segmenter can be used on.
             affine: Of an array: voxel index to RAS+ millimetres, as in NIfTI.
-            cancel: Set it, from any thread, to end the segmentation after the tile that is being computed.
+            cancel: Set it, from any thread, to end the segmentation after the batch of tiles that is being computed:
+                one tile on a CPU.
 
         Raises:
             VolumeError: if the scan is unsuitable.
@@ -190,6 +216,8 @@ class Segmenter:
         clock = _Clock()
         preprocessing = self.bundle.preprocessing
         turned = to_orientation(volume, preprocessing.orientation)  # (Z, Y, X), a view
+        with clock.step("check_scan"):
+            scan_warnings = check_scan(turned.voxels, turned.spacing_mm)
         with clock.step("lung_box"):
             box = find_lung_box(turned.voxels, turned.spacing_mm)
         grids = GridPair.for_spacing(box.shape, turned.spacing_mm, preprocessing.spacing_mm)
@@ -197,7 +225,14 @@ class Segmenter:
             image = to_model_hu(turned.voxels[box.slices], grids)
         with clock.step("network"):
             labels = zeros(turned.shape, np.uint8, self.settings.spool)
-            self._label_box(image, grids, labels[box.slices], _on_tile(on_progress, cancel))
+            plan = fit_tiles(grids.model_shape, self.tile_plan) if self.engine.any_tile else self.tile_plan
+            slabs = self._predict(image, plan, _on_tile(on_progress, cancel))
+            if self.settings.keep_probability:
+                probability = zeros(turned.shape, np.uint8, self.settings.spool)
+                self._label_with_probability(slabs, grids, labels[box.slices], probability[box.slices])
+            else:
+                probability = None
+                self._label(slabs, grids, labels[box.slices])
         has_lungs, detached_ml = self.bundle.tells_lungs_apart, 0.0
         if has_lungs:
             with clock.step("remove_detached"):
@@ -209,13 +244,29 @@ class Segmenter:
             remove_small_lesions(labels, turned.spacing_mm, self.settings.min_lesion_ml)
         with clock.step("measure"):
             measures = measure(labels, turned.voxels, turned.spacing_mm)
-        lung_warnings = _warn_of_lungs(labels) if has_lungs else (_NO_LUNG_CLASS,)
+        lung_warnings: tuple[str, ...] = (_NO_LUNG_CLASS,)
+        if has_lungs:
+            lung_warnings = check_lungs(labels, turned.voxels, turned.spacing_mm, measures)
+
+        def to_scan(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return reorient_array(array, preprocessing.orientation, volume.orientation)
+
         return Segmentation(
-            labels=reorient_array(labels, preprocessing.orientation, volume.orientation),
+            labels=to_scan(labels),
             measures=measures if has_lungs else without_lungs(measures),
-            warnings=(*_warn_of_scan(box, turned.spacing_mm), *lung_warnings, *_warn_of_detached(detached_ml)),
+            warnings=(
+                *warn_of_window(volume.window_hu),
+                *scan_warnings,
+                *_warn_of_scan(box, turned.spacing_mm),
+                *lung_warnings,
+                *_warn_of_detached(detached_ml),
+            ),
             box=box,
+            tiles=len(grid_tiles(grids.model_shape, plan)),
+            plan=plan,
+            quality=self.settings.quality,
             timings_s=clock.timings_s,
+            infection_probability=None if probability is None else to_scan(probability),
         )
 
     def close(self) -> None:
@@ -244,34 +295,47 @@ class Segmenter:
             raise SettingsError("affine goes with an array; a volume or a file has its own")
         if isinstance(scan, Volume):
             return scan
-        return read_volume(Path(scan), spool=self.settings.spool)
+        return read_volume(Path(scan), spool=self.settings.spool, window=self.settings.window_hu)
 
-    def _label_box(
-        self,
-        image: NDArray[np.int16],
-        grids: GridPair,
-        labels: NDArray[np.uint8],
-        on_progress: Progress | None,
-    ) -> None:
-        """Write the labels into `labels`, (Z, Y, X) on the source grid, slice by slice."""
+    def _predict(self, image: NDArray[np.int16], plan: TilePlan, on_progress: Progress | None) -> Iterator[LogitSlab]:
+        """Logits of the box, on the model's grid, slab by slab."""
         prepare = partial(clip_and_scale_hounsfield, scaling=self.bundle.preprocessing.scaling)
-        quality = QUALITIES[self.settings.quality]
-        plan = replace(self.bundle.tile_plan, step=quality.step or self.bundle.tile_plan.step)
-        slabs = predict_tiled(self._shared, image, plan, prepare, mirror_axes=quality.mirror_axes, on_tile=on_progress)
-        checked = _check_classes(slabs, len(self.bundle.classes))
+        mirror_axes = QUALITIES[self.settings.quality].mirror_axes
+        slabs = predict_tiled(self._shared, image, plan, prepare, mirror_axes=mirror_axes, on_tile=on_progress)
+        return _check_classes(slabs, len(self.bundle.classes))
+
+    def _label(self, slabs: Iterator[LogitSlab], grids: GridPair, labels: NDArray[np.uint8]) -> None:
+        """Write the labels into `labels`, (Z, Y, X) on the source grid, slice by slice."""
         label_of_class = self.bundle.label_of_class
-        for z, classes in to_source_labels(checked, grids):
+        for z, classes in to_source_labels(slabs, grids):
             labels[z] = label_of_class.take(classes)
             if z % _SLICES_BETWEEN == 0:
                 release(labels)
         release(labels)
+
+    def _label_with_probability(
+        self, slabs: Iterator[LogitSlab], grids: GridPair, labels: NDArray[np.uint8], probability: NDArray[np.uint8]
+    ) -> None:
+        """The same labels, and the infection's probability in 255ths; both (Z, Y, X) on the source grid."""
+        label_of_class, infection = self.bundle.label_of_class, self.bundle.classes.index("infection")
+        is_averaged = self.tile_plan.average == "probabilities"
+        temperature = np.float32(self.bundle.calibration.temperature)
+        for z, logits in to_source_grid(slabs, grids):
+            labels[z] = label_of_class.take(highest_class(logits))
+            probability[z] = np.rint(255 * (logits if is_averaged else softmax(logits / temperature))[infection])
+            if z % _SLICES_BETWEEN == 0:
+                release(labels)
+                release(probability)
+        release(labels)
+        release(probability)
 
 
 class _OneAtATime:
     """An engine that many threads may call: each waits for its turn."""
 
     def __init__(self, engine: Engine) -> None:
-        self.name, self.precision = engine.name, engine.precision
+        self.name, self.precision, self.batch = engine.name, engine.precision, engine.batch
+        self.any_tile = engine.any_tile
         self._engine = engine
         self._lock = threading.Lock()
 
@@ -330,26 +394,7 @@ def _warn_of_scan(box: Box, spacing_mm: tuple[float, float, float]) -> tuple[str
     return tuple(found)
 
 
-def _warn_of_lungs(labels: NDArray[np.uint8]) -> tuple[str, ...]:
-    """What a reader has to know of the lungs found; `labels` (Z, Y, X) in orientation SPL."""
-    if not labels.any():
-        return ("The network found no lung: is this a CT of the chest?",)
-    cut = [face for face, plane in zip(_FACES, _border_planes(labels), strict=True) if plane.any()]
-    if not cut:
-        return ()
-    return (
-        f"The lungs touch the border of the scan ({', '.join(cut)}): parts outside the field "
-        "of view are missing from every volume.",
-    )
-
-
 def _warn_of_detached(detached_ml: float) -> tuple[str, ...]:
     if detached_ml < _DETACHED_ML:
         return ()
     return (f"{detached_ml:.1f} mL that the network called infection lie apart from the lungs and were removed.",)
-
-
-def _border_planes(labels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """The six faces in the order of `_FACES`."""
-    z, y, x = (labels.swapaxes(0, axis) for axis in range(3))
-    return z[0], z[-1], y[0], y[-1], x[0], x[-1]

@@ -1,7 +1,9 @@
 """Tiles: where they lie, how much each voxel of them counts, and the memory-bounded sum of their logits."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from itertools import product
+from math import ceil, prod
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,30 @@ Shape = tuple[int, int, int]
 Average = Literal["logits", "probabilities"]
 AVERAGES: tuple[Average, ...] = ("logits", "probabilities")
 LARGEST_SIGMA = 10.0  # every voxel counts the same
+SHORTEST_SHARE = 2 / 3  # of the plan's tile: what a voxel needs to see around it
+
+
+@dataclass(frozen=True)
+class TileFit:
+    """What other tiles a network takes.
+
+    Only a network that answers a voxel alike whatever lies far from it takes others: nothing in it sums over the tile.
+
+    Attributes:
+        multiple_of: Every length (z, y, x) must be a multiple of these: the network's total stride.
+        largest_voxels: Voxels of a tile at most; the memory of a prediction grows with them.
+    """
+
+    multiple_of: Shape
+    largest_voxels: int
+
+    def __post_init__(self) -> None:
+        """Refuse lengths and volumes that are none."""
+        if len(self.multiple_of) != 3 or min(self.multiple_of) < 1 or self.largest_voxels < 1:
+            raise SettingsError(
+                f"fit has multiple_of {self.multiple_of} and largest_voxels {self.largest_voxels}: expected positive "
+                "numbers."
+            )
 
 
 @dataclass(frozen=True)
@@ -24,12 +50,14 @@ class TilePlan:
         importance_sigma: Sigma of the Gaussian by which a tile's voxels count, as a share of the tile. Instance
             normalisation makes an answer depend on what its tile holds, so how tiles are merged matters.
         average: What is averaged where tiles overlap.
+        fit: What other tiles the network takes; None if no other.
     """
 
     tile_shape: Shape
     step: float
     importance_sigma: float = 0.125
     average: Average = "logits"
+    fit: TileFit | None = None
 
     def __post_init__(self) -> None:
         """Refuse tiles without voxels and steps that would leave gaps."""
@@ -43,6 +71,18 @@ class TilePlan:
             raise SettingsError(f"tile_shape is {self.tile_shape}: expected three positive numbers.")
         if not 0 < self.step <= 1:
             raise SettingsError(f"step is {self.step}: expected a number above 0 and at most 1.")
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as ``bundle.json`` has it."""
+        plain: dict[str, Any] = {
+            "tile_shape": list(self.tile_shape),
+            "step": self.step,
+            "importance_sigma": self.importance_sigma,
+            "average": self.average,
+        }
+        if self.fit is not None:
+            plain["fit"] = {"multiple_of": list(self.fit.multiple_of), "largest_voxels": self.fit.largest_voxels}
+        return plain
 
 
 @dataclass(frozen=True)
@@ -83,6 +123,37 @@ def grid_tiles(image_shape: Shape, plan: TilePlan) -> tuple[Tile, ...]:
     z, y, x = (min(n, t) for n, t in zip(image_shape, plan.tile_shape, strict=True))
     z_starts, y_starts, x_starts = starts
     return tuple(Tile((i, j, k), (z, y, x)) for i in z_starts for j in y_starts for k in x_starts)
+
+
+def fit_tiles(image_shape: Shape, plan: TilePlan) -> TilePlan:
+    """The plan with the tile that costs the network the fewest voxels on an image of this shape.
+
+    A tile of fixed shape hangs over an image that is a little wider than one or two of it. A length is at least two
+    thirds of the plan's tile, or that of the image if it is shorter; the step stays.
+    """
+    if plan.fit is None:
+        return plan
+    lengths = [
+        _lengths(n, tile, unit)
+        for n, tile, unit in zip(image_shape, plan.tile_shape, plan.fit.multiple_of, strict=True)
+    ]
+    shapes = [(z, y, x) for z, y, x in product(*lengths) if z * y * x <= plan.fit.largest_voxels]
+    if not shapes:
+        return replace(plan, fit=None)
+    return min((replace(plan, tile_shape=shape, fit=None) for shape in shapes), key=lambda one: _cost(image_shape, one))
+
+
+def _lengths(image: int, tile: int, unit: int) -> range:
+    """Lengths of a tile along one axis, up to a single one over the whole image."""
+    longest = ceil(image / unit) * unit
+    shortest = min(longest, ceil(tile * SHORTEST_SHARE / unit) * unit)
+    return range(shortest, longest + 1, unit)
+
+
+def _cost(image_shape: Shape, plan: TilePlan) -> tuple[int, int, Shape]:
+    """Voxels that the network sees, then the number of tiles, then the shape, so that the choice is always the same."""
+    count = prod(len(tile_starts(n, tile, plan.step)) for n, tile in zip(image_shape, plan.tile_shape, strict=True))
+    return count * prod(plan.tile_shape), count, plan.tile_shape
 
 
 def gaussian_importance(tile_shape: Shape, sigma: float = 0.125) -> NDArray[np.float32]:

@@ -30,6 +30,8 @@ class Volume:
     Attributes:
         voxels: Array of shape (X, Y, Z): HU of a CT, or class numbers of a label map.
         affine: Array of shape (4, 4), float64, voxel indices to RAS+ millimetres.
+        window_hu: Of a CT that was given as grey levels of a window: its lowest and highest HU. Voxels are HU as far as
+            they could be told; what lay outside is lost. None where voxels are true HU, or labels.
 
     Raises:
         VolumeError: If the voxels are not three-dimensional or the affine is not finite or singular.
@@ -37,6 +39,7 @@ class Volume:
 
     voxels: NDArray[Any]
     affine: NDArray[np.float64]
+    window_hu: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what has no place in three dimensions."""
@@ -95,7 +98,7 @@ def to_orientation(volume: Volume, orientation: str) -> Volume:
     """Return the same volume with its axes swapped and flipped; voxels are a view, the affine follows."""
     change = ornt_transform(io_orientation(volume.affine), axcodes2ornt(orientation))
     affine = volume.affine @ inv_ornt_aff(change, volume.shape)
-    return Volume(reorient_array(volume.voxels, volume.orientation, orientation), affine)
+    return Volume(reorient_array(volume.voxels, volume.orientation, orientation), affine, volume.window_hu)
 
 
 def _axis_changes(source_orientation: str, target_orientation: str) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
 
 from covidseg_runtime.errors import OutputError, VolumeError
+from covidseg_runtime.intensity import BRIGHTEST, Window, grey_levels_to_hounsfield, judge_window
 from covidseg_runtime.nifti_header import NIFTI2_BYTES, NiftiLayout, judge_header
 from covidseg_runtime.spooling import Spool, planes, release, zeros
 from covidseg_runtime.volume import Volume
@@ -37,21 +38,29 @@ _LOWEST_HU, _HIGHEST_HU = -10_000, 40_000
 _LUNG_OR_AIR_HU = -200
 
 
-def read_volume(path: Path, *, spool: Spool | None = None) -> Volume:
+def read_volume(path: Path, *, spool: Spool | None = None, window: Window | None = None) -> Volume:
     """Read a CT.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
         spool: Where the voxels lie, in a file that has no name, if they are many and stored as int16 HU.
+        window: (lowest, highest) HU, for a scan published as grey levels from 0 to 255 of this window; None for one
+            in HU.
 
     Returns:
-        The volume in HU; int16 where the file stores HU as int16, else float32.
+        The volume in HU; int16 where the file stores HU as int16 or grey levels, else float32.
 
     Raises:
-        VolumeError: If the file is not a 3D CT in HU with a sound geometry.
+        VolumeError: If the file is not a 3D CT with a sound geometry, in HU or, with ``window``, in grey levels.
+        SettingsError: If ``window`` is no window of a CT.
     """
+    if window is not None:
+        judge_window(window)
     volume = read_voxels(path, spool=spool)
-    _judge_hounsfield(volume.voxels, path.name)
+    if window is not None:
+        _judge_grey_levels(volume.voxels, path.name)
+        volume = Volume(_mapped_back(volume.voxels, window, spool), volume.affine, window)
+    _judge_hounsfield(volume, path.name)
     return volume
 
 
@@ -121,18 +130,37 @@ def write_label_map(path: Path, labels: NDArray[np.uint8], like: Volume) -> None
     Raises:
         VolumeError: If shapes differ, the ending is unknown or the file cannot be written.
     """
-    if labels.shape != like.shape:
-        raise VolumeError(f"The labels have shape {labels.shape}, the scan {like.shape}.")
+    _write_like(path, labels, like, slope=1.0, description=b"covidseg label map, research use only")
+
+
+def write_probability_map(path: Path, probability: NDArray[np.uint8], like: Volume) -> None:
+    """Write a probability with the geometry of a scan, atomically; readers of NIfTI see values from 0 to 1.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``; an existing file is replaced.
+        probability: (X, Y, Z) uint8 in 255ths.
+        like: The scan whose affine it gets.
+
+    Raises:
+        VolumeError: If shapes differ, the ending is unknown or the file cannot be written.
+    """
+    _write_like(path, probability, like, slope=1 / 255, description=b"covidseg probability, research use only")
+
+
+def _write_like(path: Path, voxels: NDArray[np.uint8], like: Volume, *, slope: float, description: bytes) -> None:
+    if voxels.shape != like.shape:
+        raise VolumeError(f"The labels have shape {voxels.shape}, the scan {like.shape}.")
     header = Nifti1Header()
     header.set_data_dtype(np.uint8)
-    header.set_data_shape(labels.shape)
+    header.set_data_shape(voxels.shape)
     header.set_sform(like.affine, code="scanner")
     header.set_qform(like.affine, code="scanner", strip_shears=True)
     header.set_xyzt_units("mm")
-    header["descrip"] = b"covidseg label map, research use only"
+    header.set_slope_inter(slope, 0.0)
+    header["descrip"] = description
     header["vox_offset"] = 352
     header["magic"] = b"n+1"
-    parts = _header_and_slices(header.binaryblock + b"\0\0\0\0", labels)
+    parts = _header_and_slices(header.binaryblock + b"\0\0\0\0", voxels)
     if path.name.endswith(".nii.gz"):
         parts = _compressed(parts)
     elif path.suffix != ".nii":
@@ -271,17 +299,45 @@ def _range(voxels: NDArray[Any]) -> tuple[float, float]:
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def _judge_hounsfield(voxels: NDArray[Any], name: str) -> None:
+def _mapped_back(levels: NDArray[Any], window: Window, spool: Spool | None) -> NDArray[np.int16]:
+    """Grey levels turned into HU, plane by plane and, where they are int16 already, in their place."""
+    hu = levels if levels.dtype == np.int16 else zeros(levels.shape[::-1], np.int16, spool).T
+    for plane, plane_levels in zip(planes(hu.T), planes(levels.T), strict=True):
+        plane[...] = grey_levels_to_hounsfield(plane_levels, window)
+    return hu
+
+
+def _judge_grey_levels(voxels: NDArray[Any], name: str) -> None:
     lowest, highest = _range(voxels)
+    if lowest < 0 or highest > BRIGHTEST:
+        raise VolumeError(
+            f"{name} holds values from {lowest:g} to {highest:g}; with a window, grey levels from 0 to {BRIGHTEST} are "
+            "expected: give a CT in Hounsfield units without --window."
+        )
+    _refuse_label_map(voxels, name, lowest, highest)
+
+
+def _refuse_label_map(voxels: NDArray[Any], name: str, lowest: float, highest: float) -> None:
+    if lowest >= 0 and highest <= BRIGHTEST and np.unique(voxels[::2, ::2, ::2]).size <= _FEW_VALUES:
+        raise VolumeError(
+            f"{name} holds values from {lowest:g} to {highest:g}, few of them: this looks like a label map; give the "
+            "CT itself."
+        )
+
+
+def _judge_hounsfield(volume: Volume, name: str) -> None:
+    lowest, highest = _range(volume.voxels)
     given = f"{name} holds values from {lowest:g} to {highest:g}"
-    if lowest >= 0 and highest <= 255 and np.unique(voxels[::2, ::2, ::2]).size <= _FEW_VALUES:
-        raise VolumeError(f"{given}, few of them: this looks like a label map; give the CT itself.")
+    if volume.window_hu is None:
+        _refuse_label_map(volume.voxels, name, lowest, highest)
     if lowest < _LOWEST_HU or highest > _HIGHEST_HU:
         raise VolumeError(f"{given}; Hounsfield units of a CT (about -1024 to 3071) are expected.")
     if lowest > _LUNG_OR_AIR_HU:
+        has_grey_levels = volume.window_hu is None and lowest >= 0 and 1 < highest <= BRIGHTEST
+        way = f"; if it is a window scaled to 0–{BRIGHTEST}, give it with --window LOW,HIGH" if has_grey_levels else ""
         raise VolumeError(
             f"{given}: nothing as light as lung or air (below {_LUNG_OR_AIR_HU} HU); give Hounsfield units, "
-            "not windowed, normalised or unshifted values."
+            f"not windowed, normalised or unshifted values{way}."
         )
     if highest < _LUNG_OR_AIR_HU:
         raise VolumeError(f"{given}: nothing but air; give a CT of a chest in Hounsfield units.")

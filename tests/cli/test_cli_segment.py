@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from phantom import PHANTOM_SPACING_MM, phantom_labels, spl_affine
+from phantom import PHANTOM_SPACING_MM, phantom_hu, phantom_labels, spl_affine
 
 from covidseg.cli import main
 
@@ -60,7 +61,12 @@ def test_people_read_the_result_on_stdout_and_the_cost_on_stderr(
         "written            phantom_covidseg.json",
         "Research use only. Not a medical device.",
     ]
-    assert "tiny 1.2.3 on openvino f32, quality balanced" in result.stderr
+    assert re.search(
+        r"^tiny 1\.2\.3 on openvino f32 \(cpu, threads \d+, batch 1\), "
+        r"quality balanced \(step 0\.5, tiles 16x16x16\)$",
+        result.stderr,
+        re.MULTILINE,
+    )
     assert "segmented in" in result.stderr
     assert "peak memory" in result.stderr
 
@@ -75,13 +81,26 @@ def test_json_is_alone_on_stdout(here: Path, phantom_scan: Path, tiny_bundle: Pa
 
 def test_what_was_chosen_is_printed_and_stands_in_the_report(here: Path, phantom_scan: Path, tiny_bundle: Path) -> None:
     result = _segment(
-        phantom_scan, "--model", tiny_bundle, "--deterministic", "--quality", "best", "--threads", 2, "--json"
+        phantom_scan, "--model", tiny_bundle, "--deterministic", "--quality", "fast", "--threads", 2, "--json"
     )
-    assert "tiny 1.2.3 on onnxruntime f32, quality best" in result.stderr
+    assert result.stderr.splitlines()[0] == (
+        "tiny 1.2.3 on onnxruntime f32 (CPUExecutionProvider, cpu, threads 2, batch 1), "
+        "quality fast (step 1, tiles 16x16x16)"
+    )
     report = json.loads(result.stdout)
-    assert report["engine"]["name"] == "onnxruntime"
-    assert report["engine"]["precision"] == "f32"
-    assert report["settings"]["quality"] == "best"
+    assert report["engine"] == {
+        "name": "onnxruntime",
+        "provider": "CPUExecutionProvider",
+        "device": "cpu",
+        "precision": "f32",
+        "threads": 2,
+        "batch": 1,
+        "quality": "fast",
+        "step": 1.0,
+        "tile_shape": [16, 16, 16],
+        "tiles": 2 * 3 * 3,  # 28x36x44 voxels, a tile every 16
+    }
+    assert report["settings"]["quality"] == "fast"
     np.testing.assert_array_equal(_labels(here / "phantom_covidseg.nii.gz"), phantom_labels())
 
 
@@ -104,11 +123,86 @@ def test_truth_and_preview(here: Path, phantom_scan: Path, phantom_truth: Path, 
     assert (here / "look.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_probability_is_written_as_values_from_0_to_1(here: Path, phantom_scan: Path, tiny_bundle: Path) -> None:
+    result = _segment(phantom_scan, "--model", tiny_bundle, "-o", "labels.nii.gz", "--probability", "p.nii.gz")
+    assert result.exit_code == 0, result.output
+    assert "written            p.nii.gz" in result.stdout
+    image, labels = nibabel.load(here / "p.nii.gz"), nibabel.load(here / "labels.nii.gz")
+    probability = image.get_fdata()
+    assert image.get_data_dtype() == np.uint8
+    assert np.array_equal(image.affine, labels.affine)
+    assert 0 <= probability.min() < 0.5 < probability.max() <= 1
+    assert probability[np.asarray(labels.dataobj) == 3].min() > 0.3
+
+
 def test_an_infection_mask_is_a_truth_for_infection_alone(here: Path, phantom_scan: Path, tiny_bundle: Path) -> None:
     mask = (phantom_labels() == 3).astype(np.uint8)
     nibabel.save(nibabel.Nifti1Image(mask, spl_affine(PHANTOM_SPACING_MM)), here / "mask.nii.gz")
     result = _segment(phantom_scan, "--model", tiny_bundle, "--truth", "mask.nii.gz", "--json")
     assert json.loads(result.stdout)["dice"] == {"infection": 1.0}
+
+
+WINDOW = (-1250, 250)
+
+
+def _publish_grey_levels(path: Path) -> Path:
+    """The phantom as [-1250, 250] HU scaled to 0-255, with more grey levels than a label map has."""
+    low, high = WINDOW
+    levels = np.rint((phantom_hu() - low) / (high - low) * 255).astype(np.uint8)
+    levels[0, 0, :20] = np.arange(219, 239)  # 38 HU and above: soft tissue
+    nibabel.save(nibabel.Nifti1Image(levels, spl_affine(PHANTOM_SPACING_MM)), path)
+    return path
+
+
+@pytest.mark.parametrize("option", [["--window=-1250,250"], ["--window", "-1250,250"]])
+def test_a_scan_of_grey_levels_is_segmented_with_its_window_and_a_warning(
+    here: Path, tiny_bundle: Path, option: list[str]
+) -> None:
+    scan = _publish_grey_levels(here / "grey.nii.gz")
+    result = _segment(scan, "--model", tiny_bundle, *option)
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(_labels(here / "grey_covidseg.nii.gz"), phantom_labels())
+    warning = (
+        "The scan was given as grey levels of a window from -1250 to 250 HU: what lay outside the window is lost, "
+        "HU are approximate, volumes and labels are less reliable."
+    )
+    assert f"Warning: {warning}" in result.stderr
+    report = json.loads((here / "grey_covidseg.json").read_text())
+    assert report["warnings"][0] == warning
+    assert report["scan"]["window_hu"] == [-1250, 250]
+    assert report["settings"]["window_hu"] == [-1250, 250]
+
+
+@pytest.mark.parametrize("value", ['"-1250,250"', "[-1250, 250]"])
+def test_the_window_may_stand_in_the_configuration_file(here: Path, tiny_bundle: Path, value: str) -> None:
+    (here / "covidseg.toml").write_text(f"[segment]\nwindow = {value}\n")
+    result = _segment(_publish_grey_levels(here / "grey.nii.gz"), "--model", tiny_bundle, "--json")
+    assert json.loads(result.stdout)["scan"]["window_hu"] == [-1250, 250]
+
+
+def test_the_window_may_stand_in_the_environment(
+    here: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COVIDSEG_SEGMENT_WINDOW", "-1250,250")
+    result = _segment(_publish_grey_levels(here / "grey.nii.gz"), "--model", tiny_bundle, "--json")
+    assert json.loads(result.stdout)["scan"]["window_hu"] == [-1250, 250]
+
+
+def test_a_scan_of_grey_levels_without_its_window_is_exit_3_and_told_the_way(here: Path, tiny_bundle: Path) -> None:
+    result = _segment(_publish_grey_levels(here / "grey.nii.gz"), "--model", tiny_bundle)
+    assert result.exit_code == 3
+    assert "give it with --window LOW,HIGH" in result.stderr
+    assert [path.name for path in here.iterdir()] == ["grey.nii.gz"]
+
+
+def test_a_window_for_a_scan_in_hounsfield_units_is_exit_3_and_nothing_is_written(
+    here: Path, phantom_scan: Path, tiny_bundle: Path
+) -> None:
+    result = _segment(phantom_scan, "--model", tiny_bundle, "--window=-1250,250")
+    assert result.exit_code == 3
+    assert len(result.stderr.splitlines()) == 1
+    assert "values from -850 to 40; with a window, grey levels from 0 to 255 are expected" in result.stderr
+    assert not list(here.iterdir())
 
 
 def test_a_damaged_scan_is_exit_3_and_nothing_is_written(here: Path, tiny_bundle: Path) -> None:
@@ -154,11 +248,16 @@ def test_a_missing_model_is_exit_5(here: Path, phantom_scan: Path) -> None:
         (["-o", "missing/out.nii.gz"], "folder of missing/out.nii.gz does not exist"),
         (["--preview", "missing/p.png"], "folder of missing/p.png does not exist"),
         (["-o", "out.mha"], "must end in .nii.gz or .nii"),
+        (["--probability", "p.png"], "must end in .nii.gz or .nii"),
         (["-o", "same.nii", "--report", "same.nii"], "another result"),
         (["--engine", "torch"], "torch"),
         (["--device", "gpu"], "device 'gpu' is unknown"),
         (["--engine", "openvino", "--device", "cuda:0"], "does not run on cuda:0"),
         (["--min-lesion-ml", "-1"], "min-lesion-ml"),
+        (["--window=250,-1250"], "250 to -1250 HU is no window: LOW below HIGH"),
+        (["--window=-4000,250"], "both from -3000 to 5000 HU"),
+        (["--window=-1250"], "'-1250' is no window: two numbers LOW,HIGH in HU are expected"),
+        (["--window=lung"], "'lung' is no window"),
         (["--precision", "f64"], "f64"),
         (["--quality", "perfect"], "perfect"),
         (["--threads", "0"], "threads"),
@@ -185,7 +284,7 @@ def test_a_scan_that_does_not_exist_is_exit_2(here: Path) -> None:
     assert _segment("missing.nii.gz").exit_code == 2
 
 
-@pytest.mark.parametrize("option", ["-o", "--report", "--preview"])
+@pytest.mark.parametrize("option", ["-o", "--report", "--preview", "--probability"])
 def test_the_scan_is_never_replaced(here: Path, phantom_scan: Path, tiny_bundle: Path, option: str) -> None:
     before = phantom_scan.read_bytes()
     link = here / "link.nii.gz"

@@ -64,7 +64,10 @@ def test_a_folder_becomes_a_folder(here: Path, tiny_bundle: Path) -> None:
         "Research use only. Not a medical device.",
     ]
     first, second, *each = result.stderr.splitlines()
-    assert first == "tiny 1.2.3 on onnxruntime f32, quality fast"
+    assert first == (
+        "tiny 1.2.3 on onnxruntime f32 (CPUExecutionProvider, cpu, threads auto, batch 1), "
+        "quality fast (step 1, tiles 16x16x16)"
+    )
     assert second == "3 scans, 0 done before"
     assert [line.rpartition(", ")[0] for line in each] == [
         "[1/3] p00.nii.gz: infected lung 2.9 %",
@@ -96,6 +99,25 @@ def test_the_same_command_goes_on_and_overwrite_begins_anew(here: Path, tiny_bun
     assert "4 scans, 3 done before" in again.stderr
     assert "segmented          1" in again.stdout
     assert "segmented          4" in _segment(*command, "--overwrite").stdout
+
+
+def test_a_window_is_that_of_every_scan_and_another_one_does_them_again(here: Path, tiny_bundle: Path) -> None:
+    for path in (here / "scans").rglob("*.nii.gz"):
+        image = nibabel.load(path)
+        levels = np.rint((np.asarray(image.dataobj) + 1250) / 1500 * 255).astype(np.uint8)
+        levels[0, 0, :20] = np.arange(219, 239)  # more grey levels than a label map has
+        nibabel.save(nibabel.Nifti1Image(levels, image.affine), path)
+    command = ("scans", "-o", "out", "--model", tiny_bundle)
+    assert _segment(*command).exit_code == 4
+    assert all("give it with --window LOW,HIGH" in line["error"] for line in _lines(here / "out"))
+    assert _segment(*command, "--window=-1250,250").exit_code == 0
+    labels = np.asarray(nibabel.load(here / "out" / "ward" / "p01_covidseg.nii.gz").dataobj)
+    np.testing.assert_array_equal(labels, np.roll(phantom_labels(), -1, axis=1))
+    last = _lines(here / "out")[-1]
+    assert last["warnings"][0].startswith("The scan was given as grey levels of a window from -1250 to 250 HU")
+    assert last["settings"]["window_hu"] == [-1250, 250]
+    assert "3 scans, 3 done before" in _segment(*command, "--window=-1250,250").stderr
+    assert "3 scans, 0 done before" in _segment(*command, "--window=-1200,250").stderr
 
 
 def test_parts_share_the_scans(here: Path, tiny_bundle: Path) -> None:
@@ -323,6 +345,7 @@ def test_a_full_disk_and_a_read_only_one_end_it_and_it_goes_on_when_they_are_men
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0:  # noqa: S603, S607
         pytest.skip("this machine gives no mount namespace")
     command = f"{sys.executable} -m covidseg segment {folder / 'scans'} -o {out} --model {bundle} --engine onnxruntime"
+    command += " --threads 1"  # as undisturbed: the report tells them
     script = DISK.format(out=out, copy=copy, command=command)
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script],

@@ -83,6 +83,10 @@ def test_the_bundle_says_how_it_was_made_and_what_was_measured(exporting: Result
     assert description["training"]["seed"] == 0
     assert description["training"]["steps"] in (10, 20)  # of the checkpoint that was best
     assert [result["case"] for result in description["metrics"]["held_out"]] == ["case_c"]
+    calibration = description["calibration"]
+    assert (calibration["cases"], calibration["held_out"]["cases"]) == (["case_b"], ["case_c"])
+    assert 0.05 <= calibration["temperature"] <= 20
+    assert calibration["nll"]["after"] <= calibration["nll"]["before"]
     parity = description["parity"]
     assert all(row["max_logit_difference"] <= 1e-3 for row in parity["results"] if row["precision"] == "f32")
     assert parity["forced"] is any(not row["passed"] for row in parity["results"] if row["precision"] != "bf16")
@@ -113,9 +117,11 @@ def test_the_best_of_a_folder_is_printed_and_exported(training: Result, here: Pa
     assert json.loads((here / "best-bundle" / "bundle.json").read_text())["network"]["architecture"] == "FoldEnsemble"
 
 
-def test_a_bundle_can_be_exported_again(exporting: Result, here: Path) -> None:
-    result = covidseg("export", "tiny-bundle", "-o", "again", "--data", ".")
+def test_a_bundle_can_be_exported_again_under_another_name(exporting: Result, here: Path) -> None:
+    result = covidseg("export", "tiny-bundle", "-o", "again", "--data", ".", "--name", "ours", "--model-version", "1.2")
     assert result.exit_code == 0, result.output
+    described = json.loads((here / "again" / "bundle.json").read_text())
+    assert (described["name"], described["version"]) == ("ours", "1.2")
     first, second = (here / name / "model.onnx" for name in ("tiny-bundle", "again"))
     assert first.read_bytes() == second.read_bytes()
 

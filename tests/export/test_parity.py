@@ -10,6 +10,7 @@ from covidseg_export.parity import Candidate, ParityCheck, ParityLimits, ParityS
 from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.engines.fake_engine import PointwiseEngine
 from covidseg_runtime.errors import BundleError
+from covidseg_runtime.tiling import TileFit
 from covidseg_runtime.volume import Volume
 
 VOXEL_ML = float(np.prod(PHANTOM_SPACING_MM)) / 1000
@@ -37,6 +38,21 @@ def test_the_same_network_has_no_difference(check):
     assert parity.infection_ml == pytest.approx(6 * 7 * 7 * VOXEL_ML, abs=1e-3)
     assert parity.volume_change_ml == 0
     require_parity((parity,), LIMITS)
+
+
+def test_an_engine_of_one_tile_is_compared_with_the_reference_on_that_tile(tiny_bundle):
+    bundle = load_bundle(tiny_bundle)
+    bundle = replace(bundle, tile_plan=replace(bundle.tile_plan, fit=TileFit((4, 4, 4), 32**3)))
+    scan = ParityScan("phantom", Volume(phantom_hu(), spl_affine(PHANTOM_SPACING_MM)))
+    check, seen = ParityCheck(bundle, PointwiseEngine(pointwise_logits), scan), {}
+    for any_tile in (True, False):
+        shapes = seen[any_tile] = set()
+        engine = PointwiseEngine(lambda tiles, shapes=shapes: (shapes.add(tiles.shape[2:]), pointwise_logits(tiles))[1])
+        engine.any_tile = any_tile
+        assert check.compare(Candidate("model.onnx", engine)).max_logit_difference == 0
+    assert seen[False] == {(16, 16, 16)}
+    assert len(seen[True]) == 1
+    assert seen[True] != seen[False]
 
 
 def test_a_shift_of_every_logit_is_its_size_and_flips_nothing(check):
@@ -101,7 +117,7 @@ def test_not_a_number_is_outside_every_limit(check):
 
 
 def test_logits_of_another_shape_are_refused(check):
-    with pytest.raises(BundleError, match=r"gives logits of shape \(1, 3, 16, 16, 16\), torch \(1, 4, 16, 16, 16\)"):
+    with pytest.raises(BundleError, match=r"gives logits of shape \(3, 16, 16, 16\), torch \(4, 16, 16, 16\)"):
         compare(check, lambda logits: logits[:, :3])
 
 

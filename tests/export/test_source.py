@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from phantom import tiny_description
 from torch import nn
 
 from covidseg_export.ensemble import FoldEnsemble
+from covidseg_export.fine_tuning import write_weights
 from covidseg_export.source import describe_network, load_bundle_network
 from covidseg_export.to_onnx import OPSET, export_onnx
 from covidseg_runtime.bundle import default_bundle_path, load_bundle
@@ -57,6 +59,21 @@ def test_a_bundle_gives_its_network_back_bit_for_bit(tmp_path, build):
         assert torch.equal(restored.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("build", [UNet3d, HybridEncoderUNet])
+def test_a_bundle_gives_a_network_with_batch_normalisation_back_with_the_statistics_folded_in(tmp_path, build):
+    torch.manual_seed(0)
+    network = randomised(build(replace(SPEC, normalisation="batch")))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.uniform_(module.running_mean, -1.0, 1.0)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    restored = load_bundle_network(write_bundle(tmp_path / "bundle", network))
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in restored.modules())
+    image = torch.randn(1, 1, *TILE)
+    with torch.no_grad():
+        torch.testing.assert_close(restored.finest_logits(image), network.finest_logits(image), atol=1e-4, rtol=1e-4)
+
+
 def test_the_shipped_bundle_can_be_rebuilt_and_says_what_its_graph_says():
     bundle = load_bundle(default_bundle_path())
     tile = np.random.default_rng(0).normal(size=(1, 1, *bundle.tile_plan.tile_shape)).astype(np.float32)
@@ -69,6 +86,13 @@ def test_the_shipped_bundle_can_be_rebuilt_and_says_what_its_graph_says():
 def test_a_bundle_that_does_not_describe_its_network_is_one_sentence(tmp_path, tiny_bundle):
     with pytest.raises(BundleError, match="does not describe its network"):
         load_bundle_network(load_bundle(tiny_bundle))
+
+
+def test_a_bundle_that_no_strategy_takes_over_gives_no_weights(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", randomised(HybridEncoderUNet(SPEC)))
+    with pytest.raises(BundleError, match="every strategy takes over one encoder"):
+        write_weights(bundle, tmp_path / "weights.safetensors")
+    assert not (tmp_path / "weights.safetensors").exists()
 
 
 def test_an_ensemble_averages_probabilities():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from covidseg_export.exportable import AxisWiseInstanceNorm, ExportableUNet
+from covidseg_export.exportable import AxisWiseInstanceNorm, ExportableUNet, tile_fit
 from covidseg_export.to_onnx import OPSET, export_onnx
 from covidseg_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from covidseg_runtime.engines.openvino_engine import OpenVinoEngine
@@ -124,6 +124,29 @@ def test_batch_normalisation_folds_into_the_convolution(kind, tmp_path):
     model = export_onnx(network.eval(), TILE)
     assert "BatchNormalization" not in operators(model)
     assert_engines_say(network, model, tmp_path)
+
+
+@pytest.mark.parametrize("shape", [TILE, (24, 16, 40), (8, 48, 8)])
+def test_without_sums_over_the_tile_openvino_takes_tiles_of_any_shape(tmp_path, shape):
+    torch.manual_seed(0)
+    network = UNet3d(replace(SMALL, normalisation="batch")).eval()
+    assert tile_fit(network).multiple_of == (4, 4, 2)
+    (tmp_path / "model.onnx").write_bytes(export_onnx(network, TILE))
+    engine = OpenVinoEngine(tmp_path / "model.onnx", any_tile=True)
+    tiles = np.random.default_rng(0).normal(size=(2, 1, *shape)).astype(np.float32)
+    with torch.no_grad():
+        expected = network.finest_logits(torch.from_numpy(tiles)).numpy()
+    np.testing.assert_allclose(engine.predict(tiles), expected, atol=1e-4)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [UNet3d(SHORT), HybridEncoderUNet(SHORT), HybridEncoderUNet(replace(SHORT, normalisation="batch"))],
+    ids=["instance", "hybrid", "hybrid-batch"],
+)
+def test_a_network_that_sums_over_the_tile_has_tiles_of_one_shape(network):
+    assert tile_fit(network) is None
 
 
 def assert_engines_say(network, model, folder):

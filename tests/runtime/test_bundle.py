@@ -21,6 +21,9 @@ from covidseg_runtime.bundle import (
 )
 from covidseg_runtime.errors import BundleError
 from covidseg_runtime.onnx_guard import refuse_unsafe_model
+from covidseg_runtime.tiling import TileFit
+
+TILES = {"tile_shape": [16, 16, 16], "step": 0.5}
 
 
 def _rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -42,6 +45,14 @@ def test_a_bundle_says_what_its_file_says(tiny_bundle: Path) -> None:
 
 def test_bundle_to_json_is_the_inverse_of_loading(tiny_bundle: Path) -> None:
     assert bundle_to_json(load_bundle(tiny_bundle)) == tiny_description(tiny_model())
+
+
+def test_a_fit_of_the_tiles_is_read_and_written(tiny_bundle: Path) -> None:
+    fit = {"multiple_of": [2, 4, 4], "largest_voxels": 40_000}
+    _rewrite(tiny_bundle, lambda description: description["tile_plan"].update(fit=fit))
+    bundle = load_bundle(tiny_bundle)
+    assert bundle.tile_plan.fit == TileFit((2, 4, 4), 40_000)
+    assert bundle_to_json(bundle)["tile_plan"]["fit"] == fit
 
 
 def test_without_classes_the_network_tells_the_labels_apart(tiny_bundle: Path) -> None:
@@ -102,6 +113,10 @@ def test_names_that_may_leave_the_folder_are_refused(tiny_bundle: Path, name: st
         ("tile_plan", {"tile_shape": [16, 16, 1.5], "step": 0.5}, "tile_shape"),
         ("tile_plan", {"tile_shape": [16, 16, 0], "step": 0.5}, "tile_shape"),
         ("tile_plan", {"tile_shape": [16, 16, 16], "step": 0}, "step"),
+        ("tile_plan", {**TILES, "fit": {"multiple_of": [0, 4, 4], "largest_voxels": 9}}, "multiple_of"),
+        ("tile_plan", {**TILES, "fit": {"multiple_of": [4, 4, 4], "largest_voxels": 0}}, "largest_voxels"),
+        ("tile_plan", {**TILES, "fit": {"multiple_of": [4, 4, 4], "largest_voxels": 1e12}}, "largest_voxels"),
+        ("tile_plan", {**TILES, "fit": 16}, "fit"),
         ("tile_plan", {"tile_shape": [16, 16, 16], "step": "half"}, "step"),
         ("preprocessing", {}, "preprocessing|scaling|orientation"),
         ("files", [], "files"),

@@ -161,10 +161,11 @@ def test_results_mirror_the_folders_and_stand_in_the_manifest(job: FolderJob, se
         "precision": "f32",
         "min_lesion_ml": 0.05,
         "quality": "balanced",
+        "window_hu": None,
     }
     assert first["measures"]["infection_volume_ml"] == pytest.approx(6 * 7 * 7 * 4.5 / 1000)
     report = json.loads((job.output / "a_covidseg.json").read_text())
-    assert report["settings"] == {"min_lesion_ml": 0.05, "quality": "balanced"}
+    assert report["settings"] == {"min_lesion_ml": 0.05, "quality": "balanced", "window_hu": None}
     assert report["scan"]["file"] == "a.nii"
 
 

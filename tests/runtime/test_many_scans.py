@@ -51,8 +51,8 @@ def _watch_reading(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
     """Weak references to every volume's voxels that is read from now on."""
     read, original = [], many_scans.read_volume
 
-    def watched(path: Path, spool: Spool | None):
-        volume = original(path, spool=spool)
+    def watched(path: Path, spool: Spool | None, window: tuple[float, float] | None):
+        volume = original(path, spool=spool, window=window)
         read.append(weakref.ref(volume.voxels))
         return volume
 
@@ -188,7 +188,7 @@ def test_cancelling_while_a_scan_is_read_begins_no_other(
 ) -> None:
     cancel, asked = threading.Event(), []
 
-    def read_slowly(path: Path, spool: Spool | None):
+    def read_slowly(path: Path, spool: Spool | None, window: tuple[float, float] | None):
         asked.append(path)
         cancel.set()
         time.sleep(0.3)

@@ -25,12 +25,24 @@ def test_the_report_is_json_and_states_its_limits(tiny_bundle: Path) -> None:
     assert report["notice"] == "Research use only. Not a medical device."
     assert "not specific to COVID-19" in report["limits"]
     assert report["model"]["files"] == {file.name: file.sha256 for file in bundle.files}
-    assert report["engine"]["name"] == engine.name
+    assert report["engine"] == {
+        "name": "fake-pointwise",
+        "provider": None,
+        "device": None,
+        "precision": "f32",
+        "threads": None,
+        "batch": 1,
+        "quality": "balanced",
+        "step": 0.5,
+        "tile_shape": [16, 16, 16],
+        "tiles": 3 * 4 * 5,  # 28x36x44 voxels, a tile every 8
+    }
     assert report["scan"] == {
         "file": "ct.nii.gz",
         "shape": [28, 36, 44],
         "spacing_mm": [2.0, 1.5, 1.5],
         "orientation": "SPL",
+        "window_hu": None,
     }
     assert report["measures"]["infection_volume_ml"]["left"] == pytest.approx(1.323)
     assert str(tiny_bundle) not in json.dumps(report)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations, product
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from phantom import (
@@ -21,6 +22,7 @@ from phantom import (
 from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.engines.fake_engine import PointwiseEngine
 from covidseg_runtime.errors import EngineError, SegmentationCancelled, SettingsError
+from covidseg_runtime.intensity import clip_and_scale_hounsfield
 from covidseg_runtime.segmenter import Segmenter, SegmentSettings
 from covidseg_runtime.volume import Volume, reorient_array, to_orientation
 from covidseg_runtime.volume_files import read_volume
@@ -73,6 +75,26 @@ def test_the_real_engines_give_the_labels_of_the_phantom(tiny_bundle: Path, engi
     with Segmenter.open(str(tiny_bundle), engine=engine, device="cpu") as segmenter:
         segmentation = segmenter.segment(_phantom())
     np.testing.assert_array_equal(segmentation.labels, phantom_labels())
+
+
+def test_the_probability_of_infection_comes_on_the_scan_s_own_grid(tiny_bundle: Path) -> None:
+    bundle, engine = load_bundle(tiny_bundle), PointwiseEngine(pointwise_logits)
+    scan = to_orientation(_phantom(), "RAS")
+    plain = Segmenter(bundle, engine).segment(scan)
+    kept = Segmenter(bundle, engine, SegmentSettings(keep_probability=True)).segment(scan)
+    assert plain.infection_probability is None
+    np.testing.assert_array_equal(kept.labels, plain.labels)
+    probability = kept.infection_probability
+    assert probability is not None
+    assert (probability.dtype, probability.shape) == (np.uint8, scan.shape)
+    # The truth by hand: softmax of the logits of each voxel, where no interpolation comes between the grids.
+    voxels = to_orientation(scan, "SPL").voxels
+    logits = pointwise_logits(clip_and_scale_hounsfield(voxels, bundle.preprocessing.scaling)[None, None])[0]
+    expected = np.exp(logits[3]) / np.exp(logits).sum(axis=0)
+    box = plain.box.slices
+    found = reorient_array(probability, "RAS", "SPL")
+    np.testing.assert_allclose(found[box] / 255, expected[box], atol=0.5 / 255 + 1e-4)
+    assert found.sum() == found[box].sum()
 
 
 def test_volumes_are_those_of_the_phantom(segmenter: Segmenter) -> None:
@@ -130,6 +152,7 @@ def test_the_scan_is_not_changed(segmenter: Segmenter) -> None:
 def test_steps_are_timed(segmenter: Segmenter) -> None:
     timings = segmenter.segment(_phantom()).timings_s
     assert list(timings) == [
+        "check_scan",
         "lung_box",
         "to_model_grid",
         "network",
@@ -140,8 +163,11 @@ def test_steps_are_timed(segmenter: Segmenter) -> None:
     assert all(seconds >= 0 for seconds in timings.values())
 
 
-def test_a_scan_without_lungs_is_warned_of(segmenter: Segmenter) -> None:
-    segmentation = segmenter.segment(_phantom(np.full((20, 20, 20), 40, np.int16)))
+def test_a_scan_without_lungs_is_warned_of(tiny_bundle: Path) -> None:
+    in_air = np.full((20, 20, 20), -1000, np.int16)
+    in_air[:, 5:15, 5:15] = 40
+    sees_background = PointwiseEngine(lambda tiles: pointwise_logits(np.full_like(tiles, 40 / 100)))
+    segmentation = Segmenter(load_bundle(tiny_bundle), sees_background).segment(_phantom(in_air))
     assert not segmentation.labels.any()
     warnings = " ".join(segmentation.warnings)
     assert "found no lung: is this a CT of the chest?" in warnings
@@ -199,6 +225,32 @@ def test_an_event_cancels_after_the_tile_in_work(tiny_bundle: Path, phantom_scan
         assert segmenter.segment(phantom_scan).labels.any(), "it can be used on"
 
 
+def test_tiles_reach_the_engine_in_its_batches_and_an_event_cancels_within_one(tiny_bundle: Path) -> None:
+    sizes: list[int] = []
+
+    def predict(tiles: np.ndarray) -> np.ndarray:
+        sizes.append(len(tiles))
+        return pointwise_logits(tiles)
+
+    engine = PointwiseEngine(predict)
+    engine.batch = 7
+    segmenter = Segmenter(load_bundle(tiny_bundle), engine)
+    segmentation = segmenter.segment(_phantom())
+    np.testing.assert_array_equal(segmentation.labels, phantom_labels())
+    assert (segmentation.tiles, sizes) == (60, [7] * 8 + [4])
+    sizes.clear()
+    cancel, done = threading.Event(), []
+
+    def stop_at_the_ninth(tiles: int, total: int) -> None:
+        done.append(tiles)
+        if tiles == 9:
+            cancel.set()
+
+    with pytest.raises(SegmentationCancelled, match="cancelled after 9 of 60 tiles"):
+        segmenter.segment(_phantom(), stop_at_the_ninth, cancel=cancel)
+    assert (done, sizes) == (list(range(1, 10)), [7, 7])
+
+
 def test_a_progress_callback_that_raises_reaches_the_caller_and_wedges_nothing(
     tiny_bundle: Path, phantom_scan: Path
 ) -> None:
@@ -222,6 +274,22 @@ def test_a_path_a_volume_and_an_array_give_the_same(tiny_bundle: Path, phantom_s
             segmenter.segment(volume.voxels)
         with pytest.raises(SettingsError, match="affine goes with an array"):
             segmenter.segment(phantom_scan, affine=volume.affine)
+
+
+def test_a_path_of_grey_levels_is_read_with_the_window_of_the_settings(tiny_bundle: Path, tmp_path: Path) -> None:
+    levels = np.rint((phantom_hu() + 1250) / 1500 * 255).astype(np.uint8)
+    levels[0, 0, :20] = np.arange(219, 239)  # 38 HU and above; more grey levels than a label map has
+    path = tmp_path / "grey.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(levels, spl_affine(PHANTOM_SPACING_MM)), path)
+    with Segmenter.open(str(tiny_bundle), settings=SegmentSettings(window_hu=(-1250, 250))) as segmenter:
+        segmentation = segmenter.segment(path)
+    assert np.array_equal(segmentation.labels, phantom_labels())
+    assert segmentation.warnings[0].startswith("The scan was given as grey levels of a window from -1250 to 250 HU")
+
+
+def test_a_window_that_is_none_is_refused() -> None:
+    with pytest.raises(SettingsError, match="250 to -1250 HU is no window"):
+        SegmentSettings(window_hu=(250, -1250))
 
 
 @pytest.mark.parametrize("quality", ["fast", "balanced", "best"])

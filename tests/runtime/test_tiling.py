@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,7 +9,15 @@ from hypothesis import strategies as st
 from covidseg_runtime.engines.fake_engine import PointwiseEngine
 from covidseg_runtime.errors import SettingsError
 from covidseg_runtime.sliding_window import predict_tiled
-from covidseg_runtime.tiling import SlabAccumulator, TilePlan, gaussian_importance, grid_tiles, tile_starts
+from covidseg_runtime.tiling import (
+    SlabAccumulator,
+    TileFit,
+    TilePlan,
+    fit_tiles,
+    gaussian_importance,
+    grid_tiles,
+    tile_starts,
+)
 
 shapes = st.tuples(*[st.integers(1, 23)] * 3)
 tile_shapes = st.tuples(*[st.integers(1, 12)] * 3)
@@ -77,3 +88,46 @@ def test_progress_counts_every_tile():
 def test_plans_without_sense_are_refused(shape, step):
     with pytest.raises(SettingsError):
         TilePlan(shape, step)
+
+
+FIT = TilePlan((96, 96, 96), 0.5, fit=TileFit((16, 16, 16), 1_300_000))
+
+
+def test_a_plan_without_a_fit_stays_what_it_is():
+    plan = TilePlan((96, 96, 96), 0.5)
+    assert fit_tiles((150, 110, 130), plan) == plan
+
+
+def test_fitted_tiles_cost_less_than_fixed_ones_and_keep_the_step():
+    image = (150, 110, 130)
+    fitted = fit_tiles(image, FIT)
+    assert (fitted.tile_shape, fitted.step, fitted.fit) == ((80, 112, 144), 0.5, None)
+    seen = [len(grid_tiles(image, plan)) * math.prod(plan.tile_shape) for plan in (fitted, replace(FIT, fit=None))]
+    assert seen == [3 * 80 * 112 * 144, 3 * 2 * 2 * 96**3]
+
+
+@pytest.mark.parametrize("step", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_fitted_tile_is_one_the_network_takes_and_none_is_cheaper(seed, step):
+    random = np.random.default_rng(seed)
+    z, y, x = (int(n) for n in random.integers(1, 400, 3))
+    plan = replace(FIT, step=step)
+    fitted = fit_tiles((z, y, x), plan)
+    assert math.prod(fitted.tile_shape) <= FIT.fit.largest_voxels
+    for n, length in zip((z, y, x), fitted.tile_shape, strict=True):
+        assert length % 16 == 0
+        assert length >= min(64, n)
+        assert length - n < 16
+    fixed = len(grid_tiles((z, y, x), plan)) * 96**3
+    assert len(grid_tiles((z, y, x), fitted)) * math.prod(fitted.tile_shape) <= fixed
+
+
+def test_where_no_other_tile_is_small_enough_the_plan_s_own_is_taken():
+    plan = TilePlan((96, 96, 96), 0.5, fit=TileFit((16, 16, 16), 1000))
+    assert fit_tiles((150, 110, 130), plan) == replace(plan, fit=None)
+
+
+@pytest.mark.parametrize(("multiple_of", "voxels"), [((0, 16, 16), 1000), ((16, 16), 1000), ((16, 16, 16), 0)])
+def test_a_fit_without_numbers_is_refused(multiple_of, voxels):
+    with pytest.raises(SettingsError, match="expected positive numbers"):
+        TileFit(multiple_of, voxels)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from covidseg_runtime.errors import OutputError, VolumeError
+from covidseg_runtime.errors import OutputError, SettingsError, VolumeError
+from covidseg_runtime.spooling import Spool
 from covidseg_runtime.volume_files import read_label_map, read_volume, write_bytes_atomic, write_label_map
 
 SHAPE = (6, 7, 8)
@@ -147,6 +148,71 @@ def test_missing_files_wrong_endings_and_folders_are_refused(tmp_path, name):
 def test_values_that_are_no_hounsfield_units_are_refused(tmp_path, array, message):
     with pytest.raises(VolumeError, match=message):
         read_volume(saved(tmp_path / "scan.nii.gz", array))
+
+
+WINDOW_HU = (-1250, 250)
+
+
+def grey_levels(dtype=np.int16):
+    """The CT as [-1250, 250] HU scaled to 0-255."""
+    return np.rint((np.clip(ct(), *WINDOW_HU) + 1250) / 1500 * 255).astype(dtype)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.dtype(">i2"), np.float32, np.float64])
+@pytest.mark.parametrize("is_spooled", [False, True])
+def test_grey_levels_of_a_window_become_hounsfield_units(tmp_path, ending, dtype, is_spooled):
+    path = saved(tmp_path / f"scan{ending}", grey_levels(dtype))
+    before = path.read_bytes()
+    volume = read_volume(path, spool=Spool(tmp_path, from_mib=0) if is_spooled else None, window=WINDOW_HU)
+    assert volume.voxels.dtype == np.int16
+    # A level is 1500 / 255 = 5.9 HU, so that no value is more than half of it and half of a rounding off.
+    assert np.abs(volume.voxels - np.clip(ct(), *WINDOW_HU)).max() <= 3
+    assert np.array_equal(volume.voxels, np.rint(grey_levels(np.float64) / 255 * 1500 - 1250))
+    assert volume.window_hu == WINDOW_HU
+    assert volume.spacing_mm == (1.5, 1.5, 2.0)
+    assert path.read_bytes() == before
+
+
+def test_the_ends_of_the_window_are_the_darkest_and_the_brightest_level(tmp_path):
+    levels = grey_levels(np.uint8)
+    levels[0, 0, :3] = 0, 51, 255
+    volume = read_volume(saved(tmp_path / "scan.nii.gz", levels), window=(-1000, 400))
+    assert volume.voxels[0, 0, :3].tolist() == [-1000, -720, 400]
+
+
+def test_a_scan_in_hounsfield_units_has_no_window(tmp_path):
+    assert read_volume(saved(tmp_path / "scan.nii.gz", ct())).window_hu is None
+
+
+@pytest.mark.parametrize(
+    ("array", "window", "message"),
+    [
+        (ct(), WINDOW_HU, r"values from -\d+ to \d+; with a window, grey levels from 0 to 255 are expected"),
+        (np.where(ct() == ct().max(), 256, grey_levels()), WINDOW_HU, r"to 256; with a window, grey levels"),
+        (np.where(ct() == ct().min(), -0.5, grey_levels()), WINDOW_HU, r"from -0.5 to .* grey levels"),
+        (np.where(ct() > 0, 1, 0).astype(np.uint8), WINDOW_HU, "looks like a label map"),
+        (grey_levels(), (-160, 240), "nothing as light as lung or air"),
+        (grey_levels(), (-3000, -1000), "nothing but air"),
+    ],
+)
+def test_values_that_are_no_grey_levels_of_a_chest_are_refused(tmp_path, array, window, message):
+    with pytest.raises(VolumeError, match=message) as caught:
+        read_volume(saved(tmp_path / "scan.nii.gz", array.astype(np.float32)), window=window)
+    assert "--window LOW,HIGH" not in str(caught.value)
+
+
+@pytest.mark.parametrize("window", [(250, -1250), (0, 0), (-3001, 250), (-1250, 5001), (float("nan"), 250)])
+def test_a_window_that_is_none_is_refused_before_the_file_is_read(tmp_path, window):
+    with pytest.raises(SettingsError, match="HU is no window: LOW below HIGH"):
+        read_volume(tmp_path / "missing.nii.gz", window=window)
+
+
+def test_the_refusal_of_grey_levels_names_the_way(tmp_path):
+    with pytest.raises(VolumeError, match=r"if it is a window scaled to 0–255, give it with --window LOW,HIGH\.$"):
+        read_volume(saved(tmp_path / "scan.nii.gz", grey_levels()))
+    with pytest.raises(VolumeError, match=r"unshifted values\.$"):  # these are no grey levels from 0 to 255
+        read_volume(saved(tmp_path / "shifted.nii.gz", ct() + np.int16(1024)))
 
 
 @example(311, b"\x7f")  # a NaN in the affine that signals

@@ -6,6 +6,7 @@ enough to go on exactly where it stopped (patches follow from seed and step alon
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,13 @@ class Checkpoint:
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Tensors whose name begins with ``prefix.``, under the rest of their name."""
-        start = f"{prefix}."
-        return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
+        return part_of(self.tensors, prefix)
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose name begins with ``prefix.``, under the rest of their name."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
 def save_checkpoint(
@@ -85,12 +91,57 @@ def save_checkpoint(
     write_bytes_atomic(path, save(tensors, metadata))
 
 
+def save_weights(path: Path, weights: Mapping[str, Tensor], origin: Mapping[str, Any]) -> None:
+    """Write weights alone, for another training to take over; nothing can go on from them.
+
+    Args:
+        path: File to write.
+        weights: Tensors by name.
+        origin: Where they come from, as plain values: ``bundle`` and ``training``.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in weights.items()}
+    metadata = {"format_version": str(FORMAT_VERSION), "origin": json.dumps(origin)}
+    write_bytes_atomic(path, save(tensors, metadata))
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
+        BundleError: If the file is missing, damaged, of another format, or holds weights alone.
+    """
+    metadata, tensors = _read(path)
+    if "config" not in metadata:
+        raise BundleError(f"{path} holds weights alone; give a checkpoint of `covidseg train`.")
+    config = config_from_dict(json.loads(metadata["config"]))
+    return Checkpoint(config, Progress(**json.loads(metadata["progress"])), tensors)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint (the plain ones if it kept no average), or weights alone, by name.
+
+    Raises:
         BundleError: If the file is missing, damaged or of another format.
     """
+    _, tensors = _read(path)
+    return part_of(tensors, "average") or part_of(tensors, "network")
+
+
+def read_origin(path: Path) -> dict[str, Any] | None:
+    """Where weights that stand alone come from, as ``save_weights`` was told; None for a checkpoint.
+
+    Raises:
+        BundleError: If the file is missing, damaged or of another format.
+    """
+    metadata, _ = _read(path)
+    origin: dict[str, Any] | None = json.loads(metadata.get("origin", "null"))
+    return origin
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
@@ -99,14 +150,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise BundleError(f"{path} is not a readable checkpoint ({error}); train again or give another run.") from error
     if metadata.get("format_version") != str(FORMAT_VERSION):
         raise BundleError(f"{path} is not a checkpoint of covidseg's format {FORMAT_VERSION}.")
-    config = config_from_dict(json.loads(metadata["config"]))
-    return Checkpoint(config, Progress(**json.loads(metadata["progress"])), tensors)
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint (the plain ones if it kept no average), by name."""
-    checkpoint = load_checkpoint(path)
-    return checkpoint.part("average") or checkpoint.part("network")
+    return metadata, tensors
 
 
 def load_network(path: Path) -> tuple[SegmentationNetwork, Checkpoint]:

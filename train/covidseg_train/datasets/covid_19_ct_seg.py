@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.intensity import grey_levels_to_hounsfield
 from covidseg_runtime.volume import Volume
 from covidseg_runtime.volume_files import read_voxels
 from covidseg_train.datasets.covid_19_ct_seg_rebuilt import patient_of
@@ -50,8 +51,7 @@ def read_case(files: CaseFiles) -> CaseVolumes:
     stored = read_voxels(files.ct)  # the runtime's reader of CTs refuses what is not in HU
     if not is_windowed(stored.voxels):
         return read_nifti_case(files)
-    lowest, highest = WINDOW_HU
-    ct = Volume(stored.voxels.astype(np.float32) / 255 * (highest - lowest) + lowest, stored.affine)
+    ct = Volume(grey_levels_to_hounsfield(stored.voxels, WINDOW_HU), stored.affine, WINDOW_HU)
     return CaseVolumes(ct, read_lesion(files, ct), is_true_hu=False)
 
 
