@@ -35,6 +35,7 @@ class ExportOptions:
     fp16_dsc_change: float
     int8_dsc_change: float
     importance_sigma: float | None
+    step: float | None
     force: bool
     name: str | None
     model_version: str
@@ -89,6 +90,11 @@ class ExportOptions:
     "--importance-sigma",
     type=click.FloatRange(min=0, min_open=True, max=10),
     help="How wide the middle of a tile counts, as a share of the tile. [default: as trained]",
+)
+@click.option(
+    "--step",
+    type=click.FloatRange(min=0.1, max=1),
+    help="Distance of neighbouring tiles, as a share of the tile. [default: as trained]",
 )
 @click.option("--force", is_flag=True, help="Write the bundle even so; it then says what is outside the limits.")
 @click.option("--name", help="Name that the bundle gets. [default: the experiment's]")
@@ -161,12 +167,14 @@ def _scans(wanted: ExportOptions) -> tuple[ScanFiles, ...]:
 
 
 def _source(source: str | None, wanted: ExportOptions) -> ExportSource:
-    """The network, with another name or importance map if one was asked for."""
+    """The network, with another name, step or importance map if one was asked for."""
     found = _read_source(source, wanted)
-    found = replace(found, name=wanted.name or found.name)
-    if wanted.importance_sigma is None:
-        return found
-    return replace(found, tile_plan=replace(found.tile_plan, importance_sigma=wanted.importance_sigma))
+    plan = replace(
+        found.tile_plan,
+        step=wanted.step or found.tile_plan.step,
+        importance_sigma=wanted.importance_sigma or found.tile_plan.importance_sigma,
+    )
+    return replace(found, name=wanted.name or found.name, tile_plan=plan)
 
 
 def _read_source(source: str | None, wanted: ExportOptions) -> ExportSource:

@@ -43,7 +43,7 @@ def read_volume(path: Path, *, spool: Spool | None = None, window: Window | None
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
-        spool: Where the voxels lie, in a file that has no name, if they are many and stored as int16 HU.
+        spool: Where the voxels lie, in a file that has no name, if they are many and int16 in the result.
         window: (lowest, highest) HU, for a scan published as grey levels from 0 to 255 of this window; None for one
             in HU.
 

@@ -118,10 +118,12 @@ def test_the_best_of_a_folder_is_printed_and_exported(training: Result, here: Pa
 
 
 def test_a_bundle_can_be_exported_again_under_another_name(exporting: Result, here: Path) -> None:
-    result = covidseg("export", "tiny-bundle", "-o", "again", "--data", ".", "--name", "ours", "--model-version", "1.2")
+    result = covidseg("export", "tiny-bundle", "-o", "again", "--data", ".", "--name", "ours", "--model-version", "1.2",
+                      "--step", "0.625", "--importance-sigma", "0.5")  # fmt: skip
     assert result.exit_code == 0, result.output
     described = json.loads((here / "again" / "bundle.json").read_text())
     assert (described["name"], described["version"]) == ("ours", "1.2")
+    assert (described["tile_plan"]["step"], described["tile_plan"]["importance_sigma"]) == (0.625, 0.5)
     first, second = (here / name / "model.onnx" for name in ("tiny-bundle", "again"))
     assert first.read_bytes() == second.read_bytes()
 
