@@ -19,7 +19,7 @@ from covidseg_runtime import find_bundle, load_bundle, read_volume
 from covidseg_runtime.bundle import ModelBundle
 from covidseg_runtime.lung_box import enclosed_air, find_lung_box
 from covidseg_runtime.resampling import GridPair, to_model_hu
-from covidseg_runtime.segmenter import QUALITIES
+from covidseg_runtime.segment_settings import QUALITIES
 from covidseg_runtime.tiling import grid_tiles
 from covidseg_runtime.volume import to_orientation
 

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from covidseg_runtime.measures import Measures, measure
     from covidseg_runtime.preview import write_preview
     from covidseg_runtime.report import build_report, describe_scan
-    from covidseg_runtime.segmenter import Segmentation, Segmenter, SegmentSettings
+    from covidseg_runtime.segment_settings import SegmentSettings
+    from covidseg_runtime.segmenter import Segmentation, Segmenter
     from covidseg_runtime.tiling import TilePlan
     from covidseg_runtime.volume import Volume
     from covidseg_runtime.volume_files import read_label_map, read_volume, write_label_map, write_probability_map
@@ -105,7 +106,7 @@ _MODULE_OF = {
     "ModelBundle": "bundle",
     "ModelFile": "bundle",
     "PreprocessingSpec": "bundle",
-    "SegmentSettings": "segmenter",
+    "SegmentSettings": "segment_settings",
     "Segmentation": "segmenter",
     "SegmentationCancelled": "errors",
     "Segmenter": "segmenter",

@@ -6,7 +6,6 @@ and a few slabs of logits. Logits of the whole scan are never held.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,16 @@ from covidseg_runtime.bundle import LUNG_OF_EITHER_SIDE, ModelBundle, find_bundl
 from covidseg_runtime.engines import open_engine
 from covidseg_runtime.engines.engine import Engine
 from covidseg_runtime.errors import EngineError, SegmentationCancelled, SettingsError
-from covidseg_runtime.intensity import Window, clip_and_scale_hounsfield, judge_window
+from covidseg_runtime.intensity import clip_and_scale_hounsfield
 from covidseg_runtime.lung_box import Box, find_lung_box
 from covidseg_runtime.lung_sides import label_sides
 from covidseg_runtime.measures import Measures, measure, without_lungs
 from covidseg_runtime.postprocessing import remove_detached, remove_small_lesions
 from covidseg_runtime.resampling import GridPair, highest_class, to_model_hu, to_source_grid, to_source_labels
 from covidseg_runtime.scan_checks import check_lungs, check_scan, warn_of_window
+from covidseg_runtime.segment_settings import QUALITIES, SegmentSettings
 from covidseg_runtime.sliding_window import LogitSlab, predict_tiled, softmax
-from covidseg_runtime.spooling import Spool, release, zeros
+from covidseg_runtime.spooling import release, zeros
 from covidseg_runtime.tiling import TilePlan, fit_tiles, grid_tiles
 from covidseg_runtime.volume import Volume, reorient_array, to_orientation
 from covidseg_runtime.volume_files import read_volume
@@ -43,58 +43,6 @@ _THICK_SLICE_MM = 5.0
 _DETACHED_ML = 1.0
 _SLICES_BETWEEN = 16
 _NO_LUNG_CLASS = "This model labels no lungs, so lung volume and percentage are unknown."
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How much work a scan is worth.
-
-    Attributes:
-        step: Distance of neighbouring tiles as a share of the tile; None is the bundle's.
-        mirror_axes: Axes (0 z, 1 y, 2 x) mirrored for one more prediction each: left and right, as in training.
-    """
-
-    step: float | None = None
-    mirror_axes: tuple[int, ...] = ()
-
-
-QUALITIES: Mapping[str, Quality] = MappingProxyType(
-    {"fast": Quality(step=1.0), "balanced": Quality(), "best": Quality(step=0.5, mirror_axes=(2,))}
-)
-
-
-@dataclass(frozen=True)
-class SegmentSettings:
-    """What a caller may set.
-
-    Attributes:
-        min_lesion_ml: Infections smaller than this become lung again; 0 keeps all.
-        quality: "fast", "balanced" or "best"; what each costs in DSC is measured in the documentation.
-        spool: Where the voxels of a long scan (given as a file) and its labels lie, in files that have no name, 3 bytes
-            a voxel, so that memory does not grow with the number of slices.
-        keep_probability: Also give the infection's probability; it takes a byte a voxel, and time.
-        window_hu: Scans given as files hold grey levels from 0 to 255 of this window; None where they hold HU.
-    """
-
-    min_lesion_ml: float = 0.05
-    quality: str = "balanced"
-    spool: Spool | None = None
-    keep_probability: bool = False
-    window_hu: Window | None = None
-
-    def describe(self) -> dict[str, str | float | list[float] | None]:
-        """What results depend on, as plain values."""
-        window_hu = None if self.window_hu is None else list(self.window_hu)
-        return {"min_lesion_ml": self.min_lesion_ml, "quality": self.quality, "window_hu": window_hu}
-
-    def __post_init__(self) -> None:
-        """Refuse volumes that are no volume, and windows that are no window."""
-        if not 0 <= self.min_lesion_ml < math.inf:
-            raise SettingsError(f"min_lesion_ml is {self.min_lesion_ml}: expected 0 or a positive number")
-        if self.quality not in QUALITIES:
-            raise SettingsError(f"quality {self.quality!r} is unknown: expected one of {', '.join(QUALITIES)}")
-        if self.window_hu is not None:
-            judge_window(self.window_hu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,25 +173,18 @@ class Segmenter:
             image = to_model_hu(turned.voxels[box.slices], grids)
         with clock.step("network"):
             labels = zeros(turned.shape, np.uint8, self.settings.spool)
+            kept = self.settings.keep_probability
+            probability = zeros(turned.shape, np.uint8, self.settings.spool) if kept else None
             plan = fit_tiles(grids.model_shape, self.tile_plan) if self.engine.any_tile else self.tile_plan
             slabs = self._predict(image, plan, _on_tile(on_progress, cancel))
-            if self.settings.keep_probability:
-                probability = zeros(turned.shape, np.uint8, self.settings.spool)
-                self._label_with_probability(slabs, grids, labels[box.slices], probability[box.slices])
-            else:
-                probability = None
+            if probability is None:
                 self._label(slabs, grids, labels[box.slices])
-        has_lungs, detached_ml = self.bundle.tells_lungs_apart, 0.0
-        if has_lungs:
-            with clock.step("remove_detached"):
-                detached_ml = remove_detached(labels, turned.spacing_mm)
-        if LUNG_OF_EITHER_SIDE in self.bundle.classes:
-            with clock.step("lung_sides"):
-                label_sides(labels, turned.spacing_mm)
-        with clock.step("remove_small_lesions"):
-            remove_small_lesions(labels, turned.spacing_mm, self.settings.min_lesion_ml)
+            else:
+                self._label_with_probability(slabs, grids, labels[box.slices], probability[box.slices])
+        detached_ml = self._clean(labels, turned.spacing_mm, clock)
         with clock.step("measure"):
             measures = measure(labels, turned.voxels, turned.spacing_mm)
+        has_lungs = self.bundle.tells_lungs_apart
         lung_warnings: tuple[str, ...] = (_NO_LUNG_CLASS,)
         if has_lungs:
             lung_warnings = check_lungs(labels, turned.voxels, turned.spacing_mm, measures)
@@ -303,6 +244,19 @@ class Segmenter:
         mirror_axes = QUALITIES[self.settings.quality].mirror_axes
         slabs = predict_tiled(self._shared, image, plan, prepare, mirror_axes=mirror_axes, on_tile=on_progress)
         return _check_classes(slabs, len(self.bundle.classes))
+
+    def _clean(self, labels: NDArray[np.uint8], spacing_mm: tuple[float, float, float], clock: _Clock) -> float:
+        """Mend the labels (Z, Y, X) in place: apart from the lungs, sides, small lesions; mL that lay apart."""
+        detached_ml = 0.0
+        if self.bundle.tells_lungs_apart:
+            with clock.step("remove_detached"):
+                detached_ml = remove_detached(labels, spacing_mm)
+        if LUNG_OF_EITHER_SIDE in self.bundle.classes:
+            with clock.step("lung_sides"):
+                label_sides(labels, spacing_mm)
+        with clock.step("remove_small_lesions"):
+            remove_small_lesions(labels, spacing_mm, self.settings.min_lesion_ml)
+        return detached_ml
 
     def _label(self, slabs: Iterator[LogitSlab], grids: GridPair, labels: NDArray[np.uint8]) -> None:
         """Write the labels into `labels`, (Z, Y, X) on the source grid, slice by slice."""

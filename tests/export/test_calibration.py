@@ -28,7 +28,8 @@ from covidseg_runtime.engines.fake_engine import PointwiseEngine
 from covidseg_runtime.errors import BundleError
 from covidseg_runtime.intensity import clip_and_scale_hounsfield
 from covidseg_runtime.report import build_report, describe_scan
-from covidseg_runtime.segmenter import Segmenter, SegmentSettings
+from covidseg_runtime.segment_settings import SegmentSettings
+from covidseg_runtime.segmenter import Segmenter
 from covidseg_runtime.sliding_window import softmax
 from covidseg_runtime.tiling import TilePlan
 from covidseg_runtime.volume import Volume

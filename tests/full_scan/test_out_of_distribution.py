@@ -13,7 +13,7 @@ import pytest
 
 from covidseg_runtime import Segmenter, VolumeError, read_volume
 from covidseg_runtime.scan_checks import check_scan
-from covidseg_runtime.segmenter import SegmentSettings
+from covidseg_runtime.segment_settings import SegmentSettings
 from covidseg_runtime.volume import Volume, to_orientation
 
 DATA = Path(os.environ.get("COVIDSEG_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

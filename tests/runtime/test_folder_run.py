@@ -21,7 +21,8 @@ from covidseg_runtime.errors import OutputError, SegmentationCancelled, Settings
 from covidseg_runtime.folder_manifest import ScanRecord
 from covidseg_runtime.folder_run import open_folder_run
 from covidseg_runtime.folder_scans import FolderJob, Part, find_scans
-from covidseg_runtime.segmenter import Segmenter, SegmentSettings
+from covidseg_runtime.segment_settings import SegmentSettings
+from covidseg_runtime.segmenter import Segmenter
 from covidseg_runtime.volume import Volume
 from covidseg_runtime.volume_files import write_label_map
 

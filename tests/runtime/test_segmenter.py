@@ -23,7 +23,8 @@ from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.engines.fake_engine import PointwiseEngine
 from covidseg_runtime.errors import EngineError, SegmentationCancelled, SettingsError
 from covidseg_runtime.intensity import clip_and_scale_hounsfield
-from covidseg_runtime.segmenter import Segmenter, SegmentSettings
+from covidseg_runtime.segment_settings import SegmentSettings
+from covidseg_runtime.segmenter import Segmenter
 from covidseg_runtime.volume import Volume, reorient_array, to_orientation
 from covidseg_runtime.volume_files import read_volume
 

@@ -9,7 +9,8 @@ import pytest
 from phantom import phantom_hu
 
 from covidseg_runtime.errors import OutputError
-from covidseg_runtime.segmenter import Segmenter, SegmentSettings
+from covidseg_runtime.segment_settings import SegmentSettings
+from covidseg_runtime.segmenter import Segmenter
 from covidseg_runtime.spooling import Spool, planes, release, spooled_zeros, zeros
 from covidseg_runtime.volume_files import read_volume
 

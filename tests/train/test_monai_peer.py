@@ -12,7 +12,8 @@ from phantom import INTERCEPTS, PHANTOM_SPACING_MM, SLOPES, phantom_hu, phantom_
 
 from covidseg_runtime.bundle import ModelBundle, load_bundle
 from covidseg_runtime.errors import EngineError
-from covidseg_runtime.segmenter import Segmenter, SegmentSettings
+from covidseg_runtime.segment_settings import SegmentSettings
+from covidseg_runtime.segmenter import Segmenter
 from covidseg_runtime.volume import Volume, reorient_array, to_orientation
 from covidseg_train.monai_peer import MonaiPeer
 from covidseg_train.torch_engine import TorchEngine
