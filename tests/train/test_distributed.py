@@ -41,9 +41,11 @@ fit.train_step = train_step
 main(sys.argv[2:])
 """
 
-# `covidseg train`, in which the first rank is asked to stop in its third step.
+# `covidseg train`, in which the first rank is asked to stop in its third step. At the end each tells its threads: one
+# of the process group that is still there may ask for an interpreter that is ending, and abort the process.
 STOPPED = """
-import os, signal, sys
+import atexit, os, signal, sys
+from pathlib import Path
 import covidseg_train.fit as fit
 from covidseg.cli import main
 
@@ -54,6 +56,11 @@ def train_step(training, batch):
         os.kill(os.getpid(), signal.SIGTERM)
     return original(training, batch)
 
+def tell_threads():
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    print("threads:", *names, file=sys.stderr)
+
+atexit.register(tell_threads)
 fit.train_step = train_step
 main(sys.argv[1:])
 """
@@ -165,6 +172,9 @@ def test_both_ranks_stop_at_the_end_of_the_epoch_in_which_one_was_asked_to(exper
     ends = run_two_ranks("-c", STOPPED, "train", experiment, "-o", run, "--device", "cpu")
     assert [code for code, _ in ends] == [130, 130], "\n".join(error for _, error in ends)
     assert load_checkpoint(run / LAST).progress.step == 5
+    for _, error in ends:
+        (threads,) = (line for line in error.splitlines() if line.startswith("threads:"))
+        assert "gloo" not in threads
 
 
 def test_a_batch_that_two_ranks_cannot_share_is_refused(experiment, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,10 +34,16 @@ class Ranks:
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Join the processes that `torchrun` started (NCCL on GPUs, gloo on CPUs); alone without it."""
+    """Join the processes that `torchrun` started (NCCL on GPUs, gloo on CPUs); alone without it.
+
+    A data-parallel network is to be made in a function that the block calls, so that it is gone when the block ends.
+    Threads of a group that outlives the block ask for the interpreter while it ends, which aborts the process.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Ranks()
         return
+    # Imported when the group is there (by the optimiser, say), it would keep the group for ever as a default argument.
+    importlib.import_module("torch._dynamo")
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -43,6 +51,7 @@ def process_group() -> Iterator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
+        gc.collect()  # a data-parallel network lies in a circle of references and holds the group
         dist.destroy_process_group()
 
 

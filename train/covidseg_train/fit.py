@@ -101,18 +101,27 @@ def fit(config: ExperimentConfig, run_folder: Path, *, device: str = "auto") -> 
         KeyboardInterrupt: After Ctrl-C or SIGTERM; the checkpoint of the last step was written.
     """
     with process_group() as ranks:
-        run_folder.mkdir(parents=True, exist_ok=True)
-        training = start_training(config, choose_device(device), run_folder, ranks)
-        sampler = PatchSampler(load_training_sets(config.data, config), config, training.device, ranks)
-        validation_cases = load_cases(config.data, config.data.validation, config) if ranks.is_first else []
-        run_epochs(training, sampler, validation_cases, run_folder)
+        result = _fit_with(ranks, config, run_folder, device)
+    if result is None:
+        raise KeyboardInterrupt
+    return result
+
+
+def _fit_with(ranks: Ranks, config: ExperimentConfig, run_folder: Path, device: str) -> FitResult | None:
+    """Train as one of the ranks; None where somebody asked to stop (an exception would keep the network alive)."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    training = start_training(config, choose_device(device), run_folder, ranks)
+    sampler = PatchSampler(load_training_sets(config.data, config), config, training.device, ranks)
+    validation_cases = load_cases(config.data, config.data.validation, config) if ranks.is_first else []
+    if not run_epochs(training, sampler, validation_cases, run_folder):
+        return None
     return FitResult(run_folder, run_folder / BEST, training.progress.best_score)
 
 
 def run_epochs(
     training: Training, sampler: PatchSampler, validation_cases: Sequence[PreparedCase], run_folder: Path
-) -> None:
-    """Train, validate and write checkpoints until the last epoch, or until somebody asks to stop."""
+) -> bool:
+    """Train, validate and write checkpoints; whether the last epoch was reached before somebody asked to stop."""
     config = training.config
     log = RunLog(
         run_folder, config.run, first_step=training.progress.step, device=training.device, ranks=training.ranks
@@ -130,7 +139,7 @@ def run_epochs(
             )
             if training.progress.step % config.run.steps_per_epoch:  # stopped before the epoch's end
                 write_checkpoint(training, run_folder / LAST)
-                raise KeyboardInterrupt
+                return False
             score = finish_epoch(training, validation_cases, run_folder)
             samples = (training.progress.step - first_step) * config.patches.batch_size
             log.epoch(
@@ -138,7 +147,8 @@ def run_epochs(
             )
             # A signal reaches the ranks at different moments; all stop where one was asked to.
             if sum_over_ranks(torch.tensor(float(wish.is_made), device=training.device)) > 0:
-                raise KeyboardInterrupt
+                return False
+    return True
 
 
 def finish_epoch(training: Training, validation_cases: Sequence[PreparedCase], run_folder: Path) -> float | None:
