@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage  # noqa: F401 - `Segmenter.open` loads it with the model, too
 from whole_scan_job import Clock, Job, leave_outcome, read_job
 
 from covidseg_runtime import Segmenter, SegmentSettings, Volume, load_bundle, open_engine, read_volume, write_label_map

@@ -91,7 +91,9 @@ def _predict_lungs(
     box = find_lung_box(ct.voxels, ct.spacing_mm)
     grids = GridPair.for_spacing(box.shape, ct.spacing_mm, preprocessing.spacing_mm)
     reference = to_model_grid(lesion.voxels[box.slices], grids) >= 0.5
-    plan = fit_tiles(grids.model_shape, bundle.tile_plan) if engine.any_tile else bundle.tile_plan
+    plan = bundle.tile_plan
+    if engine.any_tile:
+        plan = fit_tiles(grids.model_shape, plan, engine.precision)
     prepare = partial(clip_and_scale_hounsfield, scaling=preprocessing.scaling)
     logits, infected = [], []
     for slab in predict_tiled(engine, to_model_hu(ct.voxels[box.slices], grids), plan, prepare):

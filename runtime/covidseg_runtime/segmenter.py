@@ -175,7 +175,9 @@ class Segmenter:
             labels = zeros(turned.shape, np.uint8, self.settings.spool)
             kept = self.settings.keep_probability
             probability = zeros(turned.shape, np.uint8, self.settings.spool) if kept else None
-            plan = fit_tiles(grids.model_shape, self.tile_plan) if self.engine.any_tile else self.tile_plan
+            plan = self.tile_plan
+            if self.engine.any_tile:
+                plan = fit_tiles(grids.model_shape, plan, self.engine.precision)
             slabs = self._predict(image, plan, _on_tile(on_progress, cancel))
             if probability is None:
                 self._label(slabs, grids, labels[box.slices])

@@ -14,6 +14,7 @@ Shape = tuple[int, int, int]
 Average = Literal["logits", "probabilities"]
 AVERAGES: tuple[Average, ...] = ("logits", "probabilities")
 LARGEST_SIGMA = 10.0  # every voxel counts the same
+F32_SHARE = 0.75  # of the largest tile's voxels: see `fit_tiles`
 SHORTEST_SHARE = 2 / 3  # of the plan's tile: what a voxel needs to see around it
 
 
@@ -25,7 +26,7 @@ class TileFit:
 
     Attributes:
         multiple_of: Every length (z, y, x) must be a multiple of these: the network's total stride.
-        largest_voxels: Voxels of a tile at most; the memory of a prediction grows with them.
+        largest_voxels: Voxels of a tile at most, in f32 three quarters of them; memory grows with them.
     """
 
     multiple_of: Shape
@@ -125,19 +126,26 @@ def grid_tiles(image_shape: Shape, plan: TilePlan) -> tuple[Tile, ...]:
     return tuple(Tile((i, j, k), (z, y, x)) for i in z_starts for j in y_starts for k in x_starts)
 
 
-def fit_tiles(image_shape: Shape, plan: TilePlan) -> TilePlan:
+def fit_tiles(image_shape: Shape, plan: TilePlan, precision: str) -> TilePlan:
     """The plan with the tile that costs the network the fewest voxels on an image of this shape.
 
     A tile of fixed shape hangs over an image that is a little wider than one or two of it. A length is at least two
     thirds of the plan's tile, or that of the image if it is shorter; the step stays.
+
+    Args:
+        image_shape: (Z, Y, X) on the model's grid.
+        plan: As the bundle has it.
+        precision: What the engine computes in: "f32" needs twice the memory that others need for each
+            voxel, and its tiles are that much smaller that a common scan stays below 800 MB.
     """
     if plan.fit is None:
         return plan
+    largest = plan.fit.largest_voxels * (F32_SHARE if precision == "f32" else 1)
     lengths = [
         _lengths(n, tile, unit)
         for n, tile, unit in zip(image_shape, plan.tile_shape, plan.fit.multiple_of, strict=True)
     ]
-    shapes = [(z, y, x) for z, y, x in product(*lengths) if z * y * x <= plan.fit.largest_voxels]
+    shapes = [(z, y, x) for z, y, x in product(*lengths) if z * y * x <= largest]
     if not shapes:
         return replace(plan, fit=None)
     return min((replace(plan, tile_shape=shape, fit=None) for shape in shapes), key=lambda one: _cost(image_shape, one))

@@ -77,6 +77,12 @@ def test_all_convolutions_but_the_ends_and_the_fine_skips_are_rounded(plain):
     assert convolutions[-1].output[0] == "logits"
 
 
+def test_with_folded_normalisation_only_the_ends_stay_float():
+    graph = onnx.load_from_string(to_int8(build("batch norm"), calibration_tiles())).graph
+    convolutions = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    assert rounded_layers(graph) == convolutions[1:-1]
+
+
 def test_both_finest_stages_of_a_hybrid_stay_float():
     graph = onnx.load_from_string(to_int8(build("selective"), calibration_tiles())).graph
     convolutions = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose")]

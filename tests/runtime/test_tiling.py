@@ -95,25 +95,26 @@ FIT = TilePlan((96, 96, 96), 0.5, fit=TileFit((16, 16, 16), 1_300_000))
 
 def test_a_plan_without_a_fit_stays_what_it_is():
     plan = TilePlan((96, 96, 96), 0.5)
-    assert fit_tiles((150, 110, 130), plan) == plan
+    assert fit_tiles((150, 110, 130), plan, "f32") == plan
 
 
 def test_fitted_tiles_cost_less_than_fixed_ones_and_keep_the_step():
     image = (150, 110, 130)
-    fitted = fit_tiles(image, FIT)
+    fitted = fit_tiles(image, FIT, "bf16")
     assert (fitted.tile_shape, fitted.step, fitted.fit) == ((80, 112, 144), 0.5, None)
     seen = [len(grid_tiles(image, plan)) * math.prod(plan.tile_shape) for plan in (fitted, replace(FIT, fit=None))]
     assert seen == [3 * 80 * 112 * 144, 3 * 2 * 2 * 96**3]
 
 
+@pytest.mark.parametrize(("precision", "largest"), [("f32", 975_000), ("bf16", 1_300_000), ("int8", 1_300_000)])
 @pytest.mark.parametrize("step", [0.5, 0.75, 1.0])
 @pytest.mark.parametrize("seed", range(10))
-def test_a_fitted_tile_is_one_the_network_takes_and_none_is_cheaper(seed, step):
+def test_a_fitted_tile_is_one_the_network_takes_and_none_is_cheaper(seed, step, precision, largest):
     random = np.random.default_rng(seed)
     z, y, x = (int(n) for n in random.integers(1, 400, 3))
     plan = replace(FIT, step=step)
-    fitted = fit_tiles((z, y, x), plan)
-    assert math.prod(fitted.tile_shape) <= FIT.fit.largest_voxels
+    fitted = fit_tiles((z, y, x), plan, precision)
+    assert math.prod(fitted.tile_shape) <= largest
     for n, length in zip((z, y, x), fitted.tile_shape, strict=True):
         assert length % 16 == 0
         assert length >= min(64, n)
@@ -124,7 +125,7 @@ def test_a_fitted_tile_is_one_the_network_takes_and_none_is_cheaper(seed, step):
 
 def test_where_no_other_tile_is_small_enough_the_plan_s_own_is_taken():
     plan = TilePlan((96, 96, 96), 0.5, fit=TileFit((16, 16, 16), 1000))
-    assert fit_tiles((150, 110, 130), plan) == replace(plan, fit=None)
+    assert fit_tiles((150, 110, 130), plan, "f32") == replace(plan, fit=None)
 
 
 @pytest.mark.parametrize(("multiple_of", "voxels"), [((0, 16, 16), 1000), ((16, 16), 1000), ((16, 16, 16), 0)])
