@@ -18,6 +18,8 @@ from covidseg_runtime.metrics import dice
 from covidseg_runtime.segmenter import Segmentation, Segmenter
 from covidseg_runtime.volume import Volume
 
+TILES_OF = "f32"  # the precision that all say they have, so that the runtime gives all the same tiles
+
 
 @dataclass(frozen=True)
 class ParityLimits:
@@ -211,7 +213,7 @@ class _Recorder:
     """Passes tiles on and keeps the logits."""
 
     def __init__(self, engine: Engine, *, any_tile: bool) -> None:
-        self.name, self.precision, self.batch = engine.name, engine.precision, engine.batch
+        self.name, self.precision, self.batch = engine.name, TILES_OF, engine.batch
         self.any_tile = any_tile
         self.tiles: list[NDArray[np.float32]] = []
         self._engine = engine
@@ -229,7 +231,7 @@ class _Comparer:
     """Passes tiles on and compares the logits with those kept."""
 
     def __init__(self, engine: Engine, expected: Iterator[NDArray[np.float32]]) -> None:
-        self.name, self.precision, self.batch = engine.name, engine.precision, engine.batch
+        self.name, self.precision, self.batch = engine.name, TILES_OF, engine.batch
         self.any_tile = engine.any_tile
         self.largest, self.total, self.count = 0.0, 0.0, 0
         self._engine, self._expected = engine, expected
