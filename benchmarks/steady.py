@@ -2,7 +2,7 @@
 
     python benchmarks/steady.py SCAN [--scans 200] [--model BUNDLE]
 
-Memory is the process's own resident size after every scan, growth the median of the last tenth less that of the second
+Memory is the process's own resident size after every segmentation of SCAN, growth the median of the last tenth less that of the second
 tenth (the first warms caches up). The small scan is the middle of SCAN, 96 mm wide. The first result of a warm
 Segmenter is the small scan after one that was not counted.
 """
@@ -69,7 +69,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - began)
         with ThreadPoolExecutor(THREADS) as pool:
             labels = [one.labels for one in pool.map(segmenter.segment, [small] * THREADS * 2)]
-        memory = memory_over(segmenter, small, arguments.scans)
+        memory = memory_over(segmenter, scan, arguments.scans)
         engine = f"{segmenter.engine.name} {segmenter.engine.precision}"
         model = f"{segmenter.bundle.name} {segmenter.bundle.version}"
     tenth = max(1, len(memory) // 10)
@@ -82,6 +82,7 @@ def main() -> None:
             "small_scan": list(small.shape),
             "warm_result_s": round(statistics.median(seconds), 3),
             "eight_threads_give_the_same_labels": all(bool((one == alone).all()) for one in labels),
+            "scan": list(scan.shape),
             "scans": len(memory),
             "resident_mib": {"second_tenth": round(early, 1), "last_tenth": round(late, 1)},
             "growth_mib": round(late - early, 1),
