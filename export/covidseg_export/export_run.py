@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from covidseg_export.calibration import (
     describe_calibration,
     draw_lung_voxels,
 )
+from covidseg_export.decision import choose_offset, decision_in_a_line, takes_offset, with_offset
 from covidseg_export.graph_rules import require_float_sums
 from covidseg_export.held_out import measure_held_out
 from covidseg_export.model_card import INTENDED_USE, write_model_card
@@ -119,6 +120,7 @@ def export_bundle(
         VolumeError: If a scan is missing or unsuitable.
     """
     scans = tuple(read_parity_scans(source, settings.scans))
+    source = move_decision(source, report)
     graphs = make_graphs(source, settings, report)
     description = describe(source, graphs)
     with tempfile.TemporaryDirectory() as folder:
@@ -155,6 +157,29 @@ def read_parity_scans(source: ExportSource, files: Sequence[ScanFiles]) -> Itera
     for name in (*source.cases.held_out, *source.cases.train)[:PARITY_SCANS]:
         volumes = _dataset(source).read(find_case(_dataset(source), _root(source), name))
         yield ParityScan(name, volumes.ct, volumes.lesion.voxels > 0)
+
+
+def move_decision(source: ExportSource, report: Report) -> ExportSource:
+    """The source with its decision moved to where it is best on the cases that picked the checkpoint.
+
+    The source itself comes back where that was done before, where no such case shows infection, and where the network
+    has no last convolution of its own.
+    """
+    if source.decision is not None or not source.cases.validation or not takes_offset(source.network):
+        return source
+    graphs: dict[FilePrecision, bytes] = {"fp32": export_onnx(source.network, source.tile_plan.tile_shape)}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = write_draft(Path(folder), describe(source, graphs), graphs)
+        if calibration_problem(bundle, source.cases.validation) is not None:
+            return source
+        with closing(open_engine(bundle, device="cpu", precision="f32")) as engine:
+            voxels = draw_lung_voxels(bundle, engine, read_cases(source, source.cases.validation))
+    if not any(one.infected.any() for one in voxels):
+        return source
+    decision = choose_offset(voxels)
+    section = decision.to_dict()
+    report(f"decision: {decision_in_a_line(section)}")
+    return replace(source, network=with_offset(source.network, decision.offset), decision=section)
 
 
 def make_graphs(source: ExportSource, settings: ExportSettings, report: Report) -> dict[FilePrecision, bytes]:
@@ -249,6 +274,7 @@ def describe(source: ExportSource, graphs: Mapping[FilePrecision, bytes]) -> dic
         "tile_plan": source.tile_plan.describe(),
         "network": describe_network(source.network, OPSET),
         "training": dict(source.training),
+        **({"decision": dict(source.decision)} if source.decision else {}),
         "commit": source_commit(),
         "intended_use": INTENDED_USE,
         "licence": source.licence,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from covidseg_export.calibration import calibration_lines
+from covidseg_export.decision import decision_in_a_line
 from covidseg_export.fine_tuning import fine_tuning_lines
 from covidseg_export.parity import ParityLimits
 from covidseg_train.datasets.catalog import DATASETS
@@ -202,7 +203,7 @@ def _describe_commit(commit: Mapping[str, Any] | None) -> str:
 
 
 def _held_out_lines(description: Mapping[str, Any]) -> list[str]:
-    results = description["metrics"]["held_out"]
+    results, decision = description["metrics"]["held_out"], description.get("decision")
     if not results:
         return ["## Measured", "", "No patient was held out, so nothing is known about quality."]
     selecting = [result["case"] for result in results if result["case"] in description["training"]["validation"]]
@@ -222,6 +223,7 @@ def _held_out_lines(description: Mapping[str, Any]) -> list[str]:
             for r in results
         ),
         "",
+        *([f"Where infection begins: {decision_in_a_line(decision)}.", ""] if decision else ()),
         *calibration_lines(description.get("calibration")),
         "",
         "## Where it fails",

@@ -62,6 +62,8 @@ class ExportSource:
         training: The section ``training`` of bundle.json.
         licence: Of the weights.
         cases: Its data.
+        decision: The section ``decision`` of bundle.json, see decision.py; empty if the bundle has none, None if nobody
+            chose yet.
     """
 
     network: SegmentationNetwork
@@ -73,6 +75,7 @@ class ExportSource:
     training: Mapping[str, Any]
     licence: str
     cases: SourceCases
+    decision: Mapping[str, Any] | None = None
 
 
 def read_run(run_folder: Path, *, version: str, data_root: Path | None = None) -> ExportSource:
@@ -157,6 +160,7 @@ def read_bundle(bundle: ModelBundle, *, version: str, data_root: Path | None = N
             validation=tuple(case for case in training.get("validation", ()) if case not in training.get("train", ())),
             held_out=tuple(training.get("test", ()) or training.get("validation", ())),
         ),
+        decision=bundle.card.get("decision", {}),
     )
 
 
