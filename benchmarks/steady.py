@@ -2,9 +2,9 @@
 
     python benchmarks/steady.py SCAN [--scans 200] [--model BUNDLE]
 
-Memory is the process's own resident size after every segmentation of SCAN, growth the median of the last tenth less that of the second
-tenth (the first warms caches up). The small scan is the middle of SCAN, 96 mm wide. The first result of a warm
-Segmenter is the small scan after one that was not counted.
+Memory is the process's own resident size after every segmentation of SCAN, growth the median of the last tenth less
+that of the second tenth (the first warms caches up). The small scan is the middle of SCAN, 96 mm wide. The first result
+of a warm Segmenter is the small scan after one that was not counted.
 """
 
 import argparse
