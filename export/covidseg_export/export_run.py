@@ -23,7 +23,6 @@ from covidseg_export.held_out import measure_held_out
 from covidseg_export.model_card import INTENDED_USE, write_model_card
 from covidseg_export.parity import Candidate, Parity, ParityCheck, ParityLimits, ParityScan, require_parity
 from covidseg_export.precision import to_fp16
-from covidseg_export.provenance import source_commit
 from covidseg_export.quantisation import draw_calibration_tiles, to_int8
 from covidseg_export.source import ExportSource, describe_network
 from covidseg_export.to_onnx import OPSET, export_onnx
@@ -39,6 +38,7 @@ from covidseg_runtime.volume import to_orientation
 from covidseg_runtime.volume_files import read_label_map, read_volume
 from covidseg_train.datasets.catalog import get_dataset
 from covidseg_train.datasets.dataset import CaseVolumes, Dataset, find_case
+from covidseg_train.source_commit import source_commit
 from covidseg_train.torch_engine import TorchEngine
 
 FilePrecision = Literal["fp32", "fp16", "int8"]

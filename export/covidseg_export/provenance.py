@@ -1,6 +1,5 @@
-"""Where a bundle comes from: data and recipe of its training, what it was pre-trained on, the commit of the source."""
+"""Where a bundle comes from: data and recipe of its training, and what it was pre-trained on."""
 
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ from covidseg_runtime.errors import CovidsegError
 from covidseg_train.checkpoint import Checkpoint, load_checkpoint, read_origin
 from covidseg_train.config import ALL_CASES, ExperimentConfig, SourceConfig
 from covidseg_train.datasets.catalog import get_dataset
-
-SOURCE_TREE = Path(__file__).parents[2]
 
 
 def describe_training(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -68,6 +65,7 @@ def _describe_one(checkpoint: Checkpoint) -> dict[str, Any]:
         "minutes": round(progress.seconds / 60, 1),
         "cpu_seconds": round(progress.cpu_seconds),
         "validation_dsc": progress.best_score,
+        "commit": progress.commit,
     }
 
 
@@ -93,23 +91,3 @@ def _case_names(source: SourceConfig) -> list[str]:
         found = get_dataset(source.dataset).find_cases(Path(source.root))
         return [case.name for case in found] or list(ALL_CASES)
     return list(ALL_CASES)
-
-
-def source_commit(folder: Path = SOURCE_TREE) -> dict[str, Any] | None:
-    """The git commit of the source that runs: ``sha``, and whether the tree ``is_clean``.
-
-    None where the package is no checkout, as for a user who installed it, or git cannot be asked.
-    """
-    if not (folder / ".git").exists():
-        return None
-    try:
-        sha, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return {"sha": sha, "is_clean": not changes}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    """What git says of a folder; it leaves the folder's index alone."""
-    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,11 +1,8 @@
 """A bundle knows every training that its weights went through, and the commit of the source."""
 
 import dataclasses
-import subprocess
 
-import pytest
-
-from covidseg_export.provenance import describe_set, describe_training, source_commit
+from covidseg_export.provenance import describe_set, describe_training
 from covidseg_train.checkpoint import Progress, load_checkpoint, save_checkpoint, save_weights
 from covidseg_train.config import SourceConfig, TransferConfig, load_config
 from covidseg_train.transfer import build_network
@@ -80,34 +77,3 @@ def test_all_cases_are_those_that_lie_there(tmp_path):
         "simulated_h_2",
     ]
     assert describe_set(SourceConfig("simulated-infection", str(tmp_path / "none")))["train"] == ["*"]
-
-
-def git(folder, *arguments):
-    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
-    command = ["git", "-C", str(folder), *identity, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    git(tmp_path, "init", "--quiet")
-    (tmp_path / "module.py").write_text("one = 1\n")
-    git(tmp_path, "add", "module.py")
-    git(tmp_path, "commit", "--quiet", "--message", "one")
-    return tmp_path
-
-
-def test_a_checkout_tells_its_commit_and_whether_it_was_changed(checkout):
-    sha = git(checkout, "rev-parse", "HEAD")
-    assert source_commit(checkout) == {"sha": sha, "is_clean": True}
-    (checkout / "module.py").write_text("one = 2\n")
-    assert source_commit(checkout) == {"sha": sha, "is_clean": False}
-
-
-def test_an_installed_package_has_no_commit(tmp_path):
-    assert source_commit(tmp_path) is None
-
-
-def test_without_git_there_is_no_commit(checkout, monkeypatch):
-    monkeypatch.setenv("PATH", str(checkout / "no-programs"))
-    assert source_commit(checkout) is None

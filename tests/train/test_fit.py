@@ -10,7 +10,10 @@ from drawn_chest import write_tiny_experiment
 from covidseg_runtime.errors import SettingsError
 from covidseg_train.checkpoint import load_checkpoint
 from covidseg_train.config import SourceConfig, load_config
-from covidseg_train.fit import LAST, fit
+from covidseg_train.distributed import Ranks
+from covidseg_train.fit import LAST, fit, load_training_sets, start_training, train_step
+from covidseg_train.patches import PatchSampler
+from covidseg_train.source_commit import source_commit
 from covidseg_train.transfer import build_network
 
 
@@ -27,6 +30,7 @@ def test_a_run_learns_and_leaves_checkpoints_and_logs(experiment, tmp_path):
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert result.best_checkpoint.is_file()
     assert result.best_score == load_checkpoint(result.best_checkpoint).progress.best_score
+    assert load_checkpoint(result.best_checkpoint).progress.commit == source_commit()
     assert list((result.run_folder / "tensorboard").iterdir())
 
 
@@ -63,3 +67,15 @@ def test_two_tasks_are_trained_in_one_run(experiment, tmp_path):
     assert weights.keys() == fresh.keys()
     for name in ("encoder.stages.0.0.0.weight", "heads.0.weight", "other_heads.tumour.0.weight"):
         assert not torch.equal(weights[name], fresh[name]), name
+
+
+def test_the_same_experiment_has_the_same_losses_bit_for_bit(experiment, tmp_path):
+    def first_losses(folder):
+        folder.mkdir()
+        training = start_training(experiment, torch.device("cpu"), folder, Ranks())
+        sampler = PatchSampler(load_training_sets(experiment.data, experiment), experiment, training.device)
+        return [train_step(training, sampler.batch(step)).item() for step in range(20)]
+
+    losses = first_losses(tmp_path / "once")
+    assert len(set(losses)) == 20
+    assert first_losses(tmp_path / "again") == losses

@@ -35,12 +35,14 @@ class Progress:
         best_score: Best mean validation DSC of the infection so far; None before the first validation.
         seconds: Wall time spent training, over all resumed parts.
         cpu_seconds: Processor time of all threads; what else a machine has to do does not lengthen it.
+        commit: Of the source that ran last, as `source_commit` has it.
     """
 
     step: int = 0
     best_score: float | None = None
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    commit: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)

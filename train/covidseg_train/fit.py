@@ -35,6 +35,7 @@ from covidseg_train.patches import Batch, PatchSampler, TrainingSet
 from covidseg_train.preprocess import PreparedCase, prepare_case
 from covidseg_train.run_log import RunLog
 from covidseg_train.schedule import poly_learning_rate
+from covidseg_train.source_commit import source_commit
 from covidseg_train.torch_engine import TorchEngine
 from covidseg_train.transfer import (
     TRANSFERRED_PARTS,
@@ -184,7 +185,7 @@ def start_training(config: ExperimentConfig, device: torch.device, run_folder: P
         loss=DeepSupervisionLoss(),
         device=device,
         precision=choose_precision(config.run.precision, device),
-        progress=Progress(),
+        progress=Progress(commit=source_commit()),
         ranks=ranks,
         transfer=transfer,
     )
@@ -255,7 +256,7 @@ def resume(training: Training, last: Path) -> None:
     training.network.load_state_dict(checkpoint.part("network"))
     training.average.load_state_dict(checkpoint.part("average") or checkpoint.part("network"))
     restore_optimiser(training.optimiser, checkpoint.part("optimiser"))
-    training.progress = checkpoint.progress
+    training.progress = replace(checkpoint.progress, commit=training.progress.commit)
 
 
 def without_places(config: ExperimentConfig) -> ExperimentConfig:

@@ -1,0 +1,87 @@
+"""How good is a recipe on patients it did not learn from? The held-out cases of several folds in one table.
+
+    python benchmarks/cross_validation.py BUNDLE BUNDLE ... [--external PREFIX] [--without CASE ...]
+
+Every BUNDLE is a fold that `covidseg export` wrote; it measured its held-out cases by the whole runtime, on the scan's
+own grid (`metrics.held_out` of bundle.json). A case held out by several folds counts once, by its mean. The means over
+cases are given for those in training folds and, apart, for external ones: their names begin with --external, and no
+fold learned from any.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from record import keep_result
+
+MEASURES = ("dsc", "nsd_3mm", "predicted_ml", "reference_ml")
+
+
+def read_folds(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], set[str]]:
+    """What was kept of each fold, and every case that some fold learned from."""
+    folds, learned = [], set()
+    for folder in folders:
+        bundle = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+        train, held_out = set(bundle["training"]["train"]), bundle["metrics"]["held_out"]
+        leaked = sorted(train & {row["case"] for row in held_out})
+        if leaked:
+            raise SystemExit(f"{folder} learned from what it holds out: {', '.join(leaked)}")
+        learned |= train
+        folds.append({"bundle": f"{bundle['name']} {bundle['version']}", "commit": bundle["commit"], "rows": held_out})
+    return folds, learned
+
+
+def mean_of_cases(folds: Sequence[Mapping[str, Any]], left_out: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a case, in the order of their names."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for fold in folds:
+        for row in fold["rows"]:
+            if row["case"] not in left_out:
+                rows.setdefault(row["case"], []).append(row)
+    return [
+        {"case": case, "folds": len(found), **{key: statistics.fmean(row[key] for row in found) for key in MEASURES}}
+        for case, found in sorted(rows.items())
+    ]
+
+
+def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over cases, and the median of the absolute volume error as a share of the reference."""
+    errors = [abs(one["predicted_ml"] / one["reference_ml"] - 1) for one in cases]
+    return {
+        "cases": len(cases),
+        "mean_dsc": round(statistics.fmean(one["dsc"] for one in cases), 4),
+        "mean_nsd_3mm": round(statistics.fmean(one["nsd_3mm"] for one in cases), 4),
+        "median_volume_error": round(statistics.median(errors), 4),
+    }
+
+
+def main() -> None:
+    """Read, average and keep the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--external", default="radiopaedia", help="how the names of external cases begin")
+    parser.add_argument("--without", nargs="*", default=["radiopaedia_29_86490_1_128"], help="cases that do not count")
+    arguments = parser.parse_args()
+    folds, learned = read_folds(arguments.bundles)
+    cases = mean_of_cases(folds, arguments.without)
+    external = [one for one in cases if one["case"].startswith(arguments.external)]
+    inner = [one for one in cases if one not in external]
+    if any(one["case"] in learned for one in external):
+        raise SystemExit("a fold learned from an external case")
+    keep_result(
+        "cross_validation",
+        {
+            "folds": [{key: fold[key] for key in ("bundle", "commit")} for fold in folds],
+            "never_held_out": sorted(learned - {one["case"] for one in inner}),
+            "inner": summarise(inner),
+            "external": summarise(external) if external else None,
+            "rows": [{key: round(v, 4) if isinstance(v, float) else v for key, v in one.items()} for one in cases],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
