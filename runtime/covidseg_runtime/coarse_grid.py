@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from covidseg_runtime.spooling import planes
+from covidseg_runtime.spooling import every_nth, planes
 
 Mask = NDArray[np.bool_]
 Spacing = tuple[float, float, float]
@@ -48,9 +48,7 @@ class CoarseLabels:
         first = (zs.start // z, ys.start // y, xs.start // x)
         cells = labels[first[0] * z : zs.stop, first[1] * y : ys.stop, first[2] * x : xs.stop]
         coarse_mm = (spacing_mm[0] * z, spacing_mm[1] * y, spacing_mm[2] * x)
-        sampled = [plane[::y, ::x] for plane in planes(cells[::z])]
-        coarse = np.stack(sampled) if sampled else np.zeros((0, 0, 0), np.uint8)
-        return cls(coarse, _highest_in_cells(cells, (z, y, x)), first, (z, y, x), coarse_mm)
+        return cls(every_nth(cells, (z, y, x)), _highest_in_cells(cells, (z, y, x)), first, (z, y, x), coarse_mm)
 
     def carry(self, chosen: Mask, known: Mask, wanted: Mask) -> Mask:
         """Carry a choice among the known cells over to others.

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from covidseg_runtime.spooling import planes
+from covidseg_runtime.spooling import every_nth
 
 Shape = tuple[int, int, int]
 Mask = NDArray[np.bool_]
@@ -59,8 +59,9 @@ def find_lung_box(voxels: NDArray[Any], spacing_mm: tuple[float, float, float], 
         spacing_mm: (z, y, x).
         margin_mm: Added on every side, for what is too dense to be seen as air.
     """
-    steps = tuple(max(1, round(SAMPLING_MM / mm)) for mm in spacing_mm)
-    coarse = np.stack([plane[:: steps[1], :: steps[2]] for plane in planes(voxels[:: steps[0]])])
+    z_step, y_step, x_step = (max(1, round(SAMPLING_MM / mm)) for mm in spacing_mm)
+    steps = (z_step, y_step, x_step)
+    coarse = every_nth(voxels, steps)
     coarse_ml = float(np.prod([mm * step for mm, step in zip(spacing_mm, steps, strict=True)])) / 1000.0
     margins = [margin_mm / mm for mm in spacing_mm]
     body = _largest_component(coarse > BODY_ABOVE_HU)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from covidseg_runtime.errors import VolumeError
 from covidseg_runtime.lung_box import enclosed_air
 from covidseg_runtime.measures import Measures
-from covidseg_runtime.spooling import planes
+from covidseg_runtime.spooling import every_nth, planes
 
 __all__ = ["ScanSample", "check_lungs", "check_scan", "warn_of_window"]
 
@@ -79,13 +79,13 @@ class ScanSample:
         last: HU | None = None
         for index, plane in enumerate(planes(voxels)):
             rows = plane[::y].astype(np.float32)
-            thin = rows[:, ::x]
+            thin = rows[:, ::x].copy()  # a view would keep the rows
             if last is not None:
                 likeness.append(correlation(last, thin))
             last = thin
             if index % z == 0:
                 hu.append(thin)
-                beside.append(rows[:, 1::x])
+                beside.append(rows[:, 1::x].copy())
         return cls(np.stack(hu), np.stack(beside), np.array(likeness))
 
     @property
@@ -167,7 +167,7 @@ def check_lungs(
     Returns:
         Sentences for the reader of the result; none for whole lungs.
     """
-    if not labels.any():
+    if not any(plane.any() for plane in planes(labels)):
         return ("The network found no lung: is this a CT of the chest?",)
     return (
         *_warn_of_border(labels),
@@ -242,19 +242,17 @@ def _warn_of_slices(sample: ScanSample, slice_mm: float) -> tuple[str, ...]:
 
 
 def _warn_of_border(labels: NDArray[np.uint8]) -> tuple[str, ...]:
-    cut = [face for face, plane in zip(_FACES, _border_planes(labels), strict=True) if plane.any()]
+    touched = np.zeros(len(_FACES), np.bool_)
+    touched[:2] = labels[0].any(), labels[-1].any()
+    for plane in planes(labels):
+        touched[2:] |= (plane[0].any(), plane[-1].any(), plane[:, 0].any(), plane[:, -1].any())
+    cut = [face for face, is_touched in zip(_FACES, touched, strict=True) if is_touched]
     if not cut:
         return ()
     return (
         f"The lungs touch the border of the scan ({', '.join(cut)}): parts outside the field "
         "of view are missing from every volume.",
     )
-
-
-def _border_planes(labels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """The six faces in the order of `_FACES`."""
-    z, y, x = (labels.swapaxes(0, axis) for axis in range(3))
-    return z[0], z[-1], y[0], y[-1], x[0], x[-1]
 
 
 def _warn_of_outside_air(labels: NDArray[np.uint8], hu: NDArray[Any], spacing_mm: Spacing) -> tuple[str, ...]:
@@ -321,9 +319,8 @@ def outside_air_share(labels: NDArray[np.uint8], hu: NDArray[Any], spacing_mm: S
         hu: (Z, Y, X).
         spacing_mm: (z, y, x).
     """
-    z, y, x = _steps(spacing_mm)
-    labelled = np.stack([plane[::y, ::x] > 0 for plane in planes(labels[::z])])
-    coarse = np.stack([plane[::y, ::x] for plane in planes(hu[::z])])
+    steps = _steps(spacing_mm)
+    labelled, coarse = every_nth(labels, steps) > 0, every_nth(hu, steps)
     outside = (coarse < AIR_BELOW_HU) & ~enclosed_air(coarse)
     return _share(outside[labelled])
 

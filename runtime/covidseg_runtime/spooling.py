@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from covidseg_runtime.errors import OutputError
 
-__all__ = ["Spool", "planes", "release", "spooled_zeros", "zeros"]
+__all__ = ["Spool", "every_nth", "planes", "release", "spooled_zeros", "zeros"]
 
 _PLANES_BETWEEN = 8
 
@@ -80,6 +80,17 @@ def planes(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
         if index % _PLANES_BETWEEN == _PLANES_BETWEEN - 1:
             release(array)
     release(array)
+
+
+def every_nth(array: NDArray[Any], steps: tuple[int, int, int]) -> NDArray[Any]:
+    """Every n-th voxel of (Z, Y, X) along each axis, as an array of its own."""
+    z, y, x = steps
+    sparse = array[::z]
+    sampled = np.empty(sparse[:, ::y, ::x].shape, array.dtype)
+    # Plane by plane: a view that is read only later would bring all pages back at once.
+    for target, plane in zip(sampled, planes(sparse), strict=True):
+        target[:] = plane[::y, ::x]
+    return sampled
 
 
 def release(array: NDArray[Any]) -> None:

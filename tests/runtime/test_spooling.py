@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,14 @@ import pytest
 from phantom import phantom_hu
 
 from covidseg_runtime.errors import OutputError
+from covidseg_runtime.lung_box import find_lung_box
+from covidseg_runtime.lung_sides import label_sides
+from covidseg_runtime.measures import measure
+from covidseg_runtime.postprocessing import remove_detached
+from covidseg_runtime.scan_checks import check_lungs, check_scan
 from covidseg_runtime.segment_settings import SegmentSettings
 from covidseg_runtime.segmenter import Segmenter
-from covidseg_runtime.spooling import Spool, planes, release, spooled_zeros, zeros
+from covidseg_runtime.spooling import Spool, every_nth, planes, release, spooled_zeros, zeros
 from covidseg_runtime.volume_files import read_volume
 
 
@@ -72,3 +78,36 @@ def test_a_spooled_scan_gets_the_same_labels(tiny_bundle: Path, phantom_scan: Pa
         expected, found = in_memory.segment(phantom_scan), spooled.segment(phantom_scan)
     np.testing.assert_array_equal(found.labels, expected.labels)
     assert found.measures == expected.measures
+
+
+def test_every_nth_voxel_is_what_slicing_gives(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(-1000, 1000, (9, 11, 13)).astype(np.int16)
+    for steps in ((1, 1, 1), (2, 3, 4), (20, 20, 20)):
+        sampled = every_nth(array, steps)
+        assert np.array_equal(sampled, array[:: steps[0], :: steps[1], :: steps[2]])
+        assert sampled.base is None
+    assert every_nth(array[:0], (2, 2, 2)).shape == (0, 6, 7)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda hu, labels: check_scan(hu, (5.0, 0.7, 0.7)),
+        lambda hu, labels: find_lung_box(hu, (1.0, 0.7, 0.7)),
+        lambda hu, labels: remove_detached(labels, (1.0, 0.7, 0.7)),
+        lambda hu, labels: label_sides(labels, (1.0, 0.7, 0.7)),
+        lambda hu, labels: measure(labels, hu, (1.0, 0.7, 0.7)),
+        lambda hu, labels: check_lungs(labels, hu, (1.0, 0.7, 0.7), measure(labels, hu, (1.0, 0.7, 0.7))),
+    ],
+)
+def test_whoever_looks_at_a_long_scan_gives_its_memory_back(tmp_path: Path, look: Callable[..., object]) -> None:
+    hu, labels = (spooled_zeros((64, 512, 512), dtype, tmp_path) for dtype in (np.int16, np.uint8))
+    for z, (plane, plane_labels) in enumerate(zip(planes(hu), planes(labels), strict=True)):
+        plane[:] = np.random.default_rng(z).integers(-20, 60, (512, 1))
+        plane[100:400, 60:220], plane[100:400, 290:450] = -820, -860
+        if 4 <= z < 60:
+            plane_labels[100:400, 60:220], plane_labels[100:400, 290:450] = 1, 2
+            plane_labels[300:340, 300:340] = 3
+    before = resident_file_kib()
+    look(hu, labels)
+    assert resident_file_kib() - before < 4 * 1024, "of 32 and 16 MiB"
