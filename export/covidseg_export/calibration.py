@@ -16,8 +16,7 @@ from covidseg_runtime.engines.engine import Engine
 from covidseg_runtime.intensity import clip_and_scale_hounsfield
 from covidseg_runtime.lung_box import find_lung_box
 from covidseg_runtime.resampling import GridPair, highest_class, to_model_grid, to_model_hu
-from covidseg_runtime.sliding_window import predict_tiled
-from covidseg_runtime.tiling import fit_tiles
+from covidseg_runtime.sliding_window import fit_to_engine, predict_tiled
 from covidseg_runtime.volume import to_orientation
 from covidseg_train.datasets.dataset import CaseVolumes
 
@@ -91,9 +90,7 @@ def _predict_lungs(
     box = find_lung_box(ct.voxels, ct.spacing_mm)
     grids = GridPair.for_spacing(box.shape, ct.spacing_mm, preprocessing.spacing_mm)
     reference = to_model_grid(lesion.voxels[box.slices], grids) >= 0.5
-    plan = bundle.tile_plan
-    if engine.any_tile:
-        plan = fit_tiles(grids.model_shape, plan, engine.precision)
+    plan = fit_to_engine(bundle.tile_plan, engine, grids.model_shape)
     prepare = partial(clip_and_scale_hounsfield, scaling=preprocessing.scaling)
     logits, infected = [], []
     for slab in predict_tiled(engine, to_model_hu(ct.voxels[box.slices], grids), plan, prepare):

@@ -31,9 +31,9 @@ from covidseg_runtime.postprocessing import remove_detached, remove_small_lesion
 from covidseg_runtime.resampling import GridPair, highest_class, to_model_hu, to_source_grid, to_source_labels
 from covidseg_runtime.scan_checks import check_lungs, check_scan, warn_of_window
 from covidseg_runtime.segment_settings import QUALITIES, SegmentSettings
-from covidseg_runtime.sliding_window import LogitSlab, predict_tiled, softmax
+from covidseg_runtime.sliding_window import LogitSlab, fit_to_engine, predict_tiled, softmax
 from covidseg_runtime.spooling import release, zeros
-from covidseg_runtime.tiling import TilePlan, fit_tiles, grid_tiles
+from covidseg_runtime.tiling import TilePlan, grid_tiles
 from covidseg_runtime.volume import Volume, reorient_array, to_orientation
 from covidseg_runtime.volume_files import read_volume
 
@@ -172,31 +172,18 @@ class Segmenter:
         with clock.step("to_model_grid"):
             image = to_model_hu(turned.voxels[box.slices], grids)
         with clock.step("network"):
-            labels = zeros(turned.shape, np.uint8, self.settings.spool)
-            kept = self.settings.keep_probability
-            probability = zeros(turned.shape, np.uint8, self.settings.spool) if kept else None
-            plan = self.tile_plan
-            if self.engine.any_tile:
-                plan = fit_tiles(grids.model_shape, plan, self.engine.precision)
+            plan = fit_to_engine(self.tile_plan, self.engine, grids.model_shape)
             slabs = self._predict(image, plan, _on_tile(on_progress, cancel))
-            if probability is None:
-                self._label(slabs, grids, labels[box.slices])
-            else:
-                self._label_with_probability(slabs, grids, labels[box.slices], probability[box.slices])
+            labels, probability = self._label_scan(slabs, grids, turned.shape, box)
         detached_ml = self._clean(labels, turned.spacing_mm, clock)
-        with clock.step("measure"):
-            measures = measure(labels, turned.voxels, turned.spacing_mm)
-        has_lungs = self.bundle.tells_lungs_apart
-        lung_warnings: tuple[str, ...] = (_NO_LUNG_CLASS,)
-        if has_lungs:
-            lung_warnings = check_lungs(labels, turned.voxels, turned.spacing_mm, measures)
+        measures, lung_warnings = self._measure(labels, turned, clock)
 
         def to_scan(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
             return reorient_array(array, preprocessing.orientation, volume.orientation)
 
         return Segmentation(
             labels=to_scan(labels),
-            measures=measures if has_lungs else without_lungs(measures),
+            measures=measures,
             warnings=(
                 *warn_of_window(volume.window_hu),
                 *scan_warnings,
@@ -259,6 +246,26 @@ class Segmenter:
         with clock.step("remove_small_lesions"):
             remove_small_lesions(labels, spacing_mm, self.settings.min_lesion_ml)
         return detached_ml
+
+    def _measure(self, labels: NDArray[np.uint8], turned: Volume, clock: _Clock) -> tuple[Measures, tuple[str, ...]]:
+        """The measures of the labels (Z, Y, X), and what is to be said of the lungs."""
+        with clock.step("measure"):
+            measures = measure(labels, turned.voxels, turned.spacing_mm)
+        if not self.bundle.tells_lungs_apart:
+            return without_lungs(measures), (_NO_LUNG_CLASS,)
+        return measures, check_lungs(labels, turned.voxels, turned.spacing_mm, measures)
+
+    def _label_scan(
+        self, slabs: Iterator[LogitSlab], grids: GridPair, shape: tuple[int, ...], box: Box
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Labels of the whole scan (Z, Y, X), 0 outside the box, and the infection's probability if it is kept."""
+        labels = zeros(shape, np.uint8, self.settings.spool)
+        if not self.settings.keep_probability:
+            self._label(slabs, grids, labels[box.slices])
+            return labels, None
+        probability = zeros(shape, np.uint8, self.settings.spool)
+        self._label_with_probability(slabs, grids, labels[box.slices], probability[box.slices])
+        return labels, probability
 
     def _label(self, slabs: Iterator[LogitSlab], grids: GridPair, labels: NDArray[np.uint8]) -> None:
         """Write the labels into `labels`, (Z, Y, X) on the source grid, slice by slice."""

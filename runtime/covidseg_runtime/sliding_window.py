@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from covidseg_runtime.engines.engine import Engine
 from covidseg_runtime.errors import EngineError
-from covidseg_runtime.tiling import Shape, SlabAccumulator, Tile, TilePlan, gaussian_importance, grid_tiles
+from covidseg_runtime.tiling import Shape, SlabAccumulator, Tile, TilePlan, fit_tiles, gaussian_importance, grid_tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,11 @@ class LogitSlab:
 
     start: int
     logits: NDArray[np.float32]
+
+
+def fit_to_engine(plan: TilePlan, engine: Engine, image_shape: Shape) -> TilePlan:
+    """The plan fitted to an image (Z, Y, X) where the engine takes any tile, otherwise the plan itself."""
+    return fit_tiles(image_shape, plan, engine.precision) if engine.any_tile else plan
 
 
 def predict_tiled(
