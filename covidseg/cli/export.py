@@ -13,6 +13,7 @@ from covidseg.cli.exit_codes import needs_extra
 from covidseg.cli.progress import phase_progress
 
 if TYPE_CHECKING:
+    from covidseg_export.evidence import Evidence
     from covidseg_export.export_run import ExportSettings, FilePrecision, ScanFiles
     from covidseg_export.source import ExportSource
     from covidseg_runtime import ModelBundle
@@ -42,6 +43,10 @@ class ExportOptions:
     trt: bool
     triton: Path | None
     weights: Path | None
+    fold: tuple[str, ...]
+    external: tuple[str, Path] | None
+    against: tuple[str, ...]
+    licence: str | None
 
 
 @click.command()
@@ -107,6 +112,25 @@ class ExportOptions:
     metavar="FILE",
     help="Also write the bundle's weights for transfer.checkpoint, to fine-tune from them (.safetensors).",
 )
+@click.option(
+    "--fold",
+    multiple=True,
+    metavar="BUNDLE",
+    help="Bundle of another fold of the same recipe, whose held-out cases tell what the recipe is worth; may be "
+    "repeated.",
+)
+@click.option(
+    "--external",
+    type=(str, click.Path(exists=True, file_okay=False, path_type=Path)),
+    metavar="DATASET DIR",
+    help="Also measure on every case of this data set, from which the training learned nothing.",
+)
+@click.option(
+    "--against", multiple=True, metavar="BUNDLE", help="Set its results on cases of --external beside; may be repeated."
+)
+@click.option(
+    "--licence", help="Licence of the weights, where yours is another than that of the data set. The data's are listed."
+)
 @click.pass_context
 def export(ctx: click.Context, /, source: str | None, **options: Any) -> None:  # noqa: ANN401 - see ExportOptions
     """Turn a trained network into a model bundle: RUN is a folder of `covidseg train`, BUNDLE an earlier bundle.
@@ -154,7 +178,22 @@ def _settings(wanted: ExportOptions) -> ExportSettings:
         scans=_scans(wanted),
         limits=ParityLimits(f16_dsc_change=wanted.fp16_dsc_change, int8_dsc_change=wanted.int8_dsc_change),
         outside_limits="write" if wanted.force else "refuse",
+        evidence=_evidence(wanted),
     )
+
+
+def _evidence(wanted: ExportOptions) -> Evidence:
+    from covidseg_export.evidence import Evidence, ExternalSet
+    from covidseg_runtime import find_bundle, load_bundle
+    from covidseg_train.datasets.catalog import get_dataset
+
+    if wanted.against and wanted.external is None:
+        raise click.UsageError("--against goes with --external DATASET DIR")
+    external = None
+    if wanted.external is not None:
+        external = ExternalSet(get_dataset(wanted.external[0]), wanted.external[1])
+    folds, against = (tuple(load_bundle(find_bundle(one)) for one in names) for names in (wanted.fold, wanted.against))
+    return Evidence(folds, external, against)
 
 
 def _scans(wanted: ExportOptions) -> tuple[ScanFiles, ...]:
@@ -174,7 +213,7 @@ def _source(source: str | None, wanted: ExportOptions) -> ExportSource:
         step=wanted.step or found.tile_plan.step,
         importance_sigma=wanted.importance_sigma or found.tile_plan.importance_sigma,
     )
-    return replace(found, name=wanted.name or found.name, tile_plan=plan)
+    return replace(found, name=wanted.name or found.name, licence=wanted.licence or found.licence, tile_plan=plan)
 
 
 def _read_source(source: str | None, wanted: ExportOptions) -> ExportSource:

@@ -18,6 +18,7 @@ from covidseg_export.calibration import (
     draw_lung_voxels,
 )
 from covidseg_export.decision import choose_offset, decision_in_a_line, takes_offset, with_offset
+from covidseg_export.evidence import Evidence, measure_evidence
 from covidseg_export.graph_rules import require_float_sums
 from covidseg_export.held_out import measure_held_out
 from covidseg_export.model_card import INTENDED_USE, write_model_card
@@ -73,6 +74,7 @@ class ExportSettings:
         limits: What a precision may cost.
         outside_limits: What happens outside them: ``refuse`` writes nothing, ``write`` writes and says so.
         calibration_seed: Which tiles of the training scans int8 is calibrated on follows from it.
+        evidence: Where more is to be learned of the network than on its own held-out cases.
     """
 
     precisions: tuple[FilePrecision, ...] = ("fp32",)
@@ -80,6 +82,7 @@ class ExportSettings:
     limits: ParityLimits = field(default_factory=ParityLimits)
     outside_limits: Literal["refuse", "write"] = "refuse"
     calibration_seed: int = 2020
+    evidence: Evidence = field(default_factory=Evidence)
 
     def __post_init__(self) -> None:
         """Refuse unknown precisions, and an export without the reference."""
@@ -129,7 +132,7 @@ def export_bundle(
         if settings.outside_limits == "refuse":
             require_parity(parity, settings.limits)
         description["parity"] = describe_parity(parity, settings)
-        description["metrics"] = {"held_out": held_out_metrics(bundle, source)}
+        description["metrics"] = measure(bundle, source, settings.evidence)
         description.update(calibrate_probability(bundle, source, report))
     files = {
         **graphs_by_name(graphs),
@@ -318,13 +321,15 @@ def write_draft(folder: Path, description: Mapping[str, Any], graphs: Mapping[Fi
     return load_bundle(folder)
 
 
-def held_out_metrics(bundle: ModelBundle, source: ExportSource) -> list[dict[str, object]]:
-    """Measure the exported fp32 file on the held-out cases."""
-    if not source.cases.held_out:
-        return []
+def measure(bundle: ModelBundle, source: ExportSource, evidence: Evidence) -> dict[str, Any]:
+    """The section ``metrics`` of bundle.json: the fp32 file on the held-out cases, and what else is known."""
+    if not source.cases.held_out and evidence == Evidence():
+        return {"held_out": []}
     with Segmenter(bundle, open_engine(bundle, device="cpu")) as segmenter:
-        results = measure_held_out(segmenter, _dataset(source), _root(source), source.cases.held_out)
-    return [result.to_dict() for result in results]
+        held_out = source.cases.held_out
+        results = measure_held_out(segmenter, _dataset(source), _root(source), held_out) if held_out else []
+        more = measure_evidence(evidence, source.training, segmenter)
+    return {"held_out": [result.to_dict() for result in results], **more}
 
 
 def calibrate_probability(bundle: ModelBundle, source: ExportSource, report: Report) -> dict[str, Any]:

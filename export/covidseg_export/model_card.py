@@ -8,6 +8,7 @@ from typing import Any
 
 from covidseg_export.calibration import calibration_lines
 from covidseg_export.decision import decision_in_a_line
+from covidseg_export.evidence import SMALLEST_REFERENCE_ML, averaged, median_volume_error
 from covidseg_export.fine_tuning import fine_tuning_lines
 from covidseg_export.parity import ParityLimits
 from covidseg_train.datasets.catalog import DATASETS
@@ -39,6 +40,7 @@ def write_model_card(description: Mapping[str, Any], limits: ParityLimits) -> st
         _data_lines(description),
         _recipe_lines(description),
         _held_out_lines(description),
+        *_evidence_sections(description["metrics"]),
         _cost_lines(description["training"]),
         fine_tuning_lines(description),
         _parity_lines(description["parity"], limits),
@@ -216,12 +218,7 @@ def _held_out_lines(description: Mapping[str, Any]) -> list[str]:
         *(f"- {name}: {_mean_line(results, key)}" for key, name in (("dsc", "DSC"), ("nsd_3mm", "NSD (3 mm)"))),
         "",
         *(selected if selecting else ()),
-        "| case | DSC | NSD (3 mm) | model, mL | reference, mL |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {r['case']} | {r['dsc']:.3f} | {r['nsd_3mm']:.3f} | {r['predicted_ml']:.0f} | {r['reference_ml']:.0f} |"
-            for r in results
-        ),
+        *_result_table(results),
         "",
         *([f"Where infection begins: {decision_in_a_line(decision)}.", ""] if decision else ()),
         *calibration_lines(description.get("calibration")),
@@ -230,6 +227,75 @@ def _held_out_lines(description: Mapping[str, Any]) -> list[str]:
         "",
         *_failure_lines(results),
     ]
+
+
+def _result_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        "| case | DSC | NSD (3 mm) | model, mL | reference, mL |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {r['case']} | {r['dsc']:.3f} | {r['nsd_3mm']:.3f} | {r['predicted_ml']:.0f} | {r['reference_ml']:.0f} |"
+            for r in results
+        ),
+    ]
+
+
+def _mean_lines(all_results: Sequence[Mapping[str, Any]]) -> list[str]:
+    results = averaged(all_results)
+    left_out = [row["case"] for row in all_results if row not in results]
+    if not results:
+        return [f"No case holds {SMALLEST_REFERENCE_ML:g} mL of infection: there is no mean."]
+    return [
+        *(f"- {name}: {_mean_line(results, key)}" for key, name in (("dsc", "DSC"), ("nsd_3mm", "NSD (3 mm)"))),
+        f"- Volume: off by {median_volume_error(results):.0%} in the median.",
+        *(f"- Not averaged, less than {SMALLEST_REFERENCE_ML:g} mL: {case}." for case in left_out),
+    ]
+
+
+def _evidence_sections(metrics: Mapping[str, Any]) -> list[list[str]]:
+    folds, external = metrics.get("cross_validation", ()), metrics.get("external")
+    sections = []
+    if folds:
+        count = len({row["fold"] for row in folds})
+        sections.append(
+            [
+                "## Cross-validation of the recipe",
+                "",
+                f"{count} networks trained alike, each without other patients; every case by the network that had not "
+                "met it. They tell what the recipe is worth, not what these weights are.",
+                "",
+                *_mean_lines(folds),
+                "",
+                *_result_table(folds),
+            ]
+        )
+    if external is not None:
+        sections.append(_external_lines(external))
+    return sections
+
+
+def _external_lines(external: Mapping[str, Any]) -> list[str]:
+    results, against = external["results"], external.get("against", ())
+    lines = [
+        f"## Measured on {external['dataset']}",
+        "",
+        f"{len(results)} cases of a data set from which nothing was learned. {external['limits']}",
+        "",
+        *_mean_lines(results),
+        "",
+        *_result_table(results),
+    ]
+    if against:
+        theirs = {row["case"]: row["dsc"] for row in averaged(against)}
+        own = [row["dsc"] for row in results if row["case"] in theirs]
+        mean, other = sum(own) / len(own), sum(theirs.values()) / len(theirs)
+        names = ", ".join(dict.fromkeys(row["bundle"] for row in against))
+        lines += [
+            "",
+            f"Set beside {names}, on the {len(own)} of these cases from which neither learned: mean DSC {mean:.3f} "
+            f"against {other:.3f}, a difference of {mean - other:+.3f}.",
+        ]
+    return lines
 
 
 def _mean_line(results: Sequence[Mapping[str, Any]], key: str) -> str:

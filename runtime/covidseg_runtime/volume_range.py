@@ -34,17 +34,21 @@ class VolumeRange:
 def volume_range(bundle: ModelBundle, infection_ml: float) -> VolumeRange | None:
     """Scale a volume by the ratios of reference to prediction on the bundle's held-out cases.
 
+    Where the bundle tells of a cross-validation of its recipe, its cases count instead: a network that learned from
+    nearly all patients has too few left.
+
     The middle 80 % of the ratios count (their 10th and 90th percentile, interpolated). Ratios do not depend on the
     voxel size, so cases of guessed spacing count as well.
 
     Args:
-        bundle: The model; its ``metrics.held_out`` says what was measured.
+        bundle: The model; its ``metrics.cross_validation`` or ``metrics.held_out`` says what was measured.
         infection_ml: Infection found in a scan.
 
     Returns:
         The range; None where the bundle tells of fewer than five such cases.
     """
-    ratios = _ratios(bundle.card.get("metrics", {}).get("held_out", ()))
+    metrics = bundle.card.get("metrics", {})
+    ratios = _ratios(metrics.get("cross_validation") or metrics.get("held_out", ()))
     if len(ratios) < FEWEST_CASES:
         return None
     tail = (1 - SHARE) / 2
