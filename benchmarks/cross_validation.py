@@ -1,6 +1,7 @@
 """How good is a recipe on patients it did not learn from? The held-out cases of several folds in one table.
 
     python benchmarks/cross_validation.py BUNDLE BUNDLE ... [--external PREFIX] [--without CASE ...]
+        [--overlays FOLDER --data DATA]    # the best, the median and the worst inner case by its own fold, as JPEG
 
 Every BUNDLE is a fold that `covidseg export` wrote; it measured its held-out cases by the whole runtime, on the scan's
 own grid (`metrics.held_out` of bundle.json). A case held out by several folds counts once, by its mean. The means over
@@ -9,13 +10,18 @@ fold learned from any.
 """
 
 import argparse
+import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from record import keep_result
+
+from covidseg import Segmenter, read_label_map, read_volume
+from covidseg_runtime.preview import render_preview
 
 MEASURES = ("dsc", "nsd_3mm", "predicted_ml", "reference_ml")
 
@@ -58,13 +64,39 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def draw_overlays(folder: Path, data: Path, bundles: Sequence[Path], cases: Sequence[Mapping[str, Any]]) -> None:
+    """Write overlays of the best, the median and the worst case, each by a fold that held it out."""
+    ranked = sorted(cases, key=lambda one: -float(one["dsc"]))
+    picked = {"best": ranked[0], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[-1]}
+    folder.mkdir(parents=True, exist_ok=True)
+    for word, row in picked.items():
+        bundle = next(one for one in bundles if holds_out(one, row["case"]))
+        scan = read_volume(data / f"{row['case']}_ct.nii.gz")
+        reference = read_label_map(data / f"{row['case']}_infection.nii.gz").voxels
+        with Segmenter.open(str(bundle)) as segmenter:
+            picture = render_preview(scan, segmenter.segment(scan).labels, reference)
+        path = folder / f"cross_validation_{word}.jpg"
+        Image.open(io.BytesIO(picture)).convert("RGB").save(path, quality=80)
+        print(f"{path}: {row['case']}, DSC {row['dsc']:.3f}, by {bundle.name}")
+
+
+def holds_out(bundle: Path, case: str) -> bool:
+    """Whether a fold measured a case it had not learned from."""
+    rows = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["metrics"]["held_out"]
+    return any(row["case"] == case for row in rows)
+
+
 def main() -> None:
     """Read, average and keep the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--external", default="radiopaedia", help="how the names of external cases begin")
     parser.add_argument("--without", nargs="*", default=["radiopaedia_29_86490_1_128"], help="cases that do not count")
+    parser.add_argument("--overlays", type=Path, help="folder of the pictures")
+    parser.add_argument("--data", type=Path, help="folder of the cases, for the pictures")
     arguments = parser.parse_args()
+    if (arguments.overlays is None) != (arguments.data is None):
+        parser.error("--overlays and --data go together")
     folds, learned = read_folds(arguments.bundles)
     cases = mean_of_cases(folds, arguments.without)
     external = [one for one in cases if one["case"].startswith(arguments.external)]
@@ -81,6 +113,9 @@ def main() -> None:
             "rows": [{key: round(v, 4) if isinstance(v, float) else v for key, v in one.items()} for one in cases],
         },
     )
+
+    if arguments.overlays is not None:
+        draw_overlays(arguments.overlays, arguments.data, arguments.bundles, inner)
 
 
 if __name__ == "__main__":
