@@ -1,0 +1,29 @@
+"""The series that was segmented, as the objects made from it need to know it."""
+
+from dataclasses import dataclass
+
+from pydicom import Dataset
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSeries:
+    """Headers of one CT series, without pixels.
+
+    Attributes:
+        headers: One a slice, in the order of the volume's third axis: voxel (i, j, k) is column i, row j of slice k.
+            Of a multi-frame object a single one, whose frames ``frame_of_slice`` orders.
+        frame_of_slice: Of a multi-frame object the index, from 0, of the frame each slice k came from; empty otherwise.
+    """
+
+    headers: tuple[Dataset, ...]
+    frame_of_slice: tuple[int, ...] = ()
+
+    @property
+    def study_uid(self) -> str:
+        """StudyInstanceUID."""
+        return str(self.headers[0].StudyInstanceUID)
+
+    @property
+    def series_uid(self) -> str:
+        """SeriesInstanceUID."""
+        return str(self.headers[0].SeriesInstanceUID)
