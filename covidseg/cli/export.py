@@ -43,6 +43,7 @@ class ExportOptions:
     trt: bool
     triton: Path | None
     weights: Path | None
+    decision_fold: tuple[Path, ...]
     fold: tuple[str, ...]
     external: tuple[str, Path] | None
     against: tuple[str, ...]
@@ -113,6 +114,14 @@ class ExportOptions:
     help="Also write the bundle's weights for transfer.checkpoint, to fine-tune from them (.safetensors).",
 )
 @click.option(
+    "--decision-fold",
+    multiple=True,
+    metavar="RUN",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Another fold of the recipe: where infection begins is chosen on the cases it held out; may be repeated. "
+    "[default: on the cases that picked the checkpoint]",
+)
+@click.option(
     "--fold",
     multiple=True,
     metavar="BUNDLE",
@@ -178,7 +187,16 @@ def _settings(wanted: ExportOptions) -> ExportSettings:
         scans=_scans(wanted),
         limits=ParityLimits(f16_dsc_change=wanted.fp16_dsc_change, int8_dsc_change=wanted.int8_dsc_change),
         outside_limits="write" if wanted.force else "refuse",
+        decision_folds=_decision_folds(wanted),
         evidence=_evidence(wanted),
+    )
+
+
+def _decision_folds(wanted: ExportOptions) -> tuple[ExportSource, ...]:
+    from covidseg_export.source import read_run
+
+    return tuple(
+        read_run(folder, version=wanted.model_version, data_root=wanted.data) for folder in wanted.decision_fold
     )
 
 

@@ -1,4 +1,7 @@
-"""Where infection begins: one number added to its logit, chosen on the cases that picked the checkpoint.
+"""Where infection begins: one number added to its logit, chosen on cases that the network did not learn from.
+
+These are the cases that picked the checkpoint; or, better where the target's own cases are few, those that other folds
+of the recipe held out, each by the network that had not met it. The network's own held-out cases have no part in it.
 
 A network trained on few patients may find too little, or too much, on all others alike. What maximises DSC is a
 threshold on the probability that depends on the data (Koyejo et al., Consistent Binary Classification with Generalized
@@ -31,28 +34,32 @@ class Decision:
         cases: Their names.
         dsc_before: Mean DSC of infection without it, on the voxels of their lungs.
         dsc_after: With it.
+        folds: How many other folds held the cases out; 0: they picked the checkpoint.
     """
 
     offset: float
     cases: tuple[str, ...]
     dsc_before: float
     dsc_after: float
+    folds: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for bundle.json."""
         return {
             "infection_offset": self.offset,
             "cases": list(self.cases),
+            "folds": self.folds,
             "dsc": {"before": round(self.dsc_before, 4), "after": round(self.dsc_after, 4)},
         }
 
 
 def decision_in_a_line(section: Mapping[str, Any]) -> str:
     """The section ``decision`` of bundle.json, for a terminal and the model card."""
-    dsc = section["dsc"]
+    dsc, folds = section["dsc"], section.get("folds", 0)
+    whose = f"{folds} other folds of the recipe held out" if folds else "picked the checkpoint"
     return (
         f"{section['infection_offset']:+g} on the logit of infection, chosen on the {len(section['cases'])} cases that "
-        f"picked the checkpoint (mean DSC in their lungs {dsc['before']:.3f} to {dsc['after']:.3f})"
+        f"{whose} (mean DSC in their lungs {dsc['before']:.3f} to {dsc['after']:.3f})"
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from covidseg_export.calibration import (
+    LungVoxels,
     calibration_in_a_line,
     calibration_problem,
     describe_calibration,
@@ -74,6 +75,7 @@ class ExportSettings:
         limits: What a precision may cost.
         outside_limits: What happens outside them: ``refuse`` writes nothing, ``write`` writes and says so.
         calibration_seed: Which tiles of the training scans int8 is calibrated on follows from it.
+        decision_folds: Other folds of the recipe, on whose held-out cases the decision is chosen.
         evidence: Where more is to be learned of the network than on its own held-out cases.
     """
 
@@ -82,6 +84,7 @@ class ExportSettings:
     limits: ParityLimits = field(default_factory=ParityLimits)
     outside_limits: Literal["refuse", "write"] = "refuse"
     calibration_seed: int = 2020
+    decision_folds: tuple[ExportSource, ...] = ()
     evidence: Evidence = field(default_factory=Evidence)
 
     def __post_init__(self) -> None:
@@ -123,7 +126,7 @@ def export_bundle(
         VolumeError: If a scan is missing or unsuitable.
     """
     scans = tuple(read_parity_scans(source, settings.scans))
-    source = move_decision(source, report)
+    source = move_decision(source, settings.decision_folds, report)
     graphs = make_graphs(source, settings, report)
     description = describe(source, graphs)
     with tempfile.TemporaryDirectory() as folder:
@@ -162,27 +165,43 @@ def read_parity_scans(source: ExportSource, files: Sequence[ScanFiles]) -> Itera
         yield ParityScan(name, volumes.ct, volumes.lesion.voxels > 0)
 
 
-def move_decision(source: ExportSource, report: Report) -> ExportSource:
+def move_decision(source: ExportSource, folds: Sequence[ExportSource], report: Report) -> ExportSource:
     """The source with its decision moved to where it is best on the cases that picked the checkpoint.
 
-    The source itself comes back where that was done before, where no such case shows infection, and where the network
-    has no last convolution of its own.
+    With other folds of its recipe: on the cases that these held out. The source itself comes back where that was done
+    before, where no such case shows infection, and where the network has no last convolution of its own.
+
+    Raises:
+        SettingsError: If another fold held out what the source does as well: nothing would be left to measure it on.
     """
-    if source.decision is not None or not source.cases.validation or not takes_offset(source.network):
+    if source.decision is not None or not takes_offset(source.network):
         return source
-    graphs: dict[FilePrecision, bytes] = {"fp32": export_onnx(source.network, source.tile_plan.tile_shape)}
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = write_draft(Path(folder), describe(source, graphs), graphs)
-        if calibration_problem(bundle, source.cases.validation) is not None:
-            return source
-        with closing(open_engine(bundle, device="cpu", precision="f32")) as engine:
-            voxels = draw_lung_voxels(bundle, engine, read_cases(source, source.cases.validation))
+    if folds:
+        shared = {case for fold in folds for case in fold.cases.untouched} & set(source.cases.untouched)
+        if shared:
+            raise SettingsError(f"A decision fold and {source.name} both hold out {', '.join(sorted(shared))}.")
+        voxels = [one for fold in folds for one in decision_voxels(fold, fold.cases.untouched)]
+    else:
+        voxels = decision_voxels(source, source.cases.validation)
     if not any(one.infected.any() for one in voxels):
         return source
-    decision = choose_offset(voxels)
+    decision = replace(choose_offset(voxels), folds=len(folds))
     section = decision.to_dict()
     report(f"decision: {decision_in_a_line(section)}")
     return replace(source, network=with_offset(source.network, decision.offset), decision=section)
+
+
+def decision_voxels(source: ExportSource, names: Sequence[str]) -> list[LungVoxels]:
+    """What the network says of voxels in the lungs of cases; nothing where that cannot be asked."""
+    if not names:
+        return []
+    graphs: dict[FilePrecision, bytes] = {"fp32": export_onnx(source.network, source.tile_plan.tile_shape)}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = write_draft(Path(folder), describe(source, graphs), graphs)
+        if calibration_problem(bundle, names) is not None:
+            return []
+        with closing(open_engine(bundle, device="cpu", precision="f32")) as engine:
+            return draw_lung_voxels(bundle, engine, read_cases(source, names))
 
 
 def make_graphs(source: ExportSource, settings: ExportSettings, report: Report) -> dict[FilePrecision, bytes]:
@@ -340,13 +359,12 @@ def calibrate_probability(bundle: ModelBundle, source: ExportSource, report: Rep
         report(f"no calibration: {problem}")
         return {}
     report("calibrating the probability on the cases that picked the checkpoint")
-    untouched = [case for case in cases.held_out if case not in cases.validation]
     with closing(open_engine(bundle, device="cpu", precision="f32")) as engine:
         fitted_on = draw_lung_voxels(bundle, engine, read_cases(source, cases.validation))
         if not any(one.infected.any() for one in fitted_on):
             report("no calibration: the cases that picked the checkpoint show no infection")
             return {}
-        measured_on = draw_lung_voxels(bundle, engine, read_cases(source, untouched))
+        measured_on = draw_lung_voxels(bundle, engine, read_cases(source, cases.untouched))
     section = describe_calibration(fitted_on, measured_on)
     report(calibration_in_a_line(section))
     return {"calibration": section}

@@ -47,6 +47,11 @@ class SourceCases:
     validation: tuple[str, ...]
     held_out: tuple[str, ...]
 
+    @property
+    def untouched(self) -> tuple[str, ...]:
+        """Cases held out that did not pick the checkpoint either."""
+        return tuple(case for case in self.held_out if case not in self.validation)
+
 
 @dataclass(frozen=True, eq=False)
 class ExportSource:

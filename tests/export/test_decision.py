@@ -1,12 +1,22 @@
 """The offset of a network that answers too little is found, and lands in every exported file."""
 
+from dataclasses import replace
+
+import nibabel
 import numpy as np
 import pytest
 import torch
+from phantom import PHANTOM_SPACING_MM, phantom_hu, phantom_labels, spl_affine
 
 from covidseg_export.calibration import LungVoxels
 from covidseg_export.decision import choose_offset, decision_in_a_line, dsc_at, takes_offset, with_offset
 from covidseg_export.ensemble import FoldEnsemble
+from covidseg_export.export_run import move_decision
+from covidseg_export.source import ExportSource, SourceCases
+from covidseg_runtime.bundle import PreprocessingSpec
+from covidseg_runtime.errors import SettingsError
+from covidseg_runtime.intensity import HounsfieldScaling
+from covidseg_runtime.tiling import TilePlan
 from covidseg_train.hybrid import HybridEncoderUNet
 from covidseg_train.unet import UNet3d, UNetSpec
 
@@ -69,3 +79,49 @@ def test_an_ensemble_takes_none():
 def test_the_line_says_what_it_was_chosen_on():
     line = decision_in_a_line(choose_offset([case(1.0)]).to_dict())
     assert line.startswith("+1 on the logit of infection, chosen on the 1 cases that picked the checkpoint (mean DSC")
+
+
+def test_the_line_says_that_other_folds_held_the_cases_out():
+    line = decision_in_a_line(replace(choose_offset([case(1.0)]), folds=3).to_dict())
+    assert "chosen on the 1 cases that 3 other folds of the recipe held out (mean DSC" in line
+
+
+@pytest.fixture
+def drawn_set(tmp_path):
+    """Two phantoms as a data set on disk."""
+    affine = spl_affine(PHANTOM_SPACING_MM)
+    for number in (1, 2):
+        for word, voxels in (("ct", phantom_hu()), ("infection", (phantom_labels() == 3).astype(np.uint8))):
+            nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / f"simulated_drawn_{number}_{word}.nii.gz")
+    return tmp_path
+
+
+def fold_of(root, held_out):
+    torch.manual_seed(1)
+    cases = SourceCases("simulated-infection", root, train=("other",), validation=(), held_out=held_out)
+    return ExportSource(
+        network=UNet3d(SPEC).eval(),
+        name=f"without {held_out[0]}",
+        version="1.0.0",
+        classes=("background", "lung", "infection"),
+        preprocessing=PreprocessingSpec("SPL", PHANTOM_SPACING_MM, HounsfieldScaling(-1000.0, 400.0, -500.0, 400.0)),
+        tile_plan=TilePlan(tile_shape=(16, 16, 16), step=0.5),
+        training={},
+        licence="CC0",
+        cases=cases,
+    )
+
+
+def test_other_folds_choose_on_what_they_held_out(drawn_set):
+    source, fold = fold_of(drawn_set, ("simulated_drawn_1",)), fold_of(drawn_set, ("simulated_drawn_2",))
+    moved = move_decision(source, [fold], lambda line: None)
+    assert moved.decision is not None
+    assert (moved.decision["cases"], moved.decision["folds"]) == (["simulated_drawn_2"], 1)
+    change = moved.network.heads[0].bias - source.network.heads[0].bias
+    assert change.tolist() == pytest.approx([0.0, 0.0, moved.decision["infection_offset"]])
+
+
+def test_a_fold_that_held_out_the_same_case_has_no_say(drawn_set):
+    source = fold_of(drawn_set, ("simulated_drawn_1",))
+    with pytest.raises(SettingsError, match="both hold out simulated_drawn_1"):
+        move_decision(source, [source], lambda line: None)
