@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,13 @@ import click
 from covidseg.cli.config_file import refuse_unknown_options
 from covidseg.cli.interruption import sigterm_interrupts
 from covidseg.cli.progress import tile_progress
+from covidseg.cli.scan_input import judge_input, read_scan
+from covidseg.cli.segment_files import OutputFiles, plan_files, write_files
 from covidseg.cli.segment_options import (
     SegmentOptions,
     describe_choice,
     open_segmenter,
+    parse_output_type,
     parse_window,
     plan_spool,
     resolve_deterministic,
@@ -27,27 +29,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from covidseg_runtime import Segmentation, Volume
+    from covidseg_runtime.scan_kind import ScanKind
 
 _SCAN = click.Path(exists=True, path_type=Path)
 _TRUTH = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OUTPUT = click.Path(dir_okay=False, path_type=Path)
-_NIFTI_ENDINGS = (".nii.gz", ".nii")
 _DEFAULT_MIN_LESION_ML = 0.05
-
-
-@dataclass(frozen=True)
-class OutputFiles:
-    """Where the results go."""
-
-    labels: Path
-    report: Path
-    preview: Path | None
-    probability: Path | None
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        """Every file that will be written."""
-        return tuple(path for path in (self.labels, self.report, self.preview, self.probability) if path)
 
 
 @click.command()
@@ -97,6 +84,17 @@ class OutputFiles:
     is_flag=True,
     help="The same bits over runs and numbers of threads: ONNX Runtime, f32, CPU.",
 )
+@click.option(
+    "-ot",
+    "--output-type",
+    metavar="LIST",
+    default="nifti",
+    show_default=True,
+    type=parse_output_type,
+    help="nifti, dicom (a folder with SEG, SR and picture beside the label map), or nifti,dicom.",
+)
+@click.option("--series", metavar="UID", help="Of DICOM: the series. [default: the axial chest CT with most slices]")
+@click.option("--shear-tilt", is_flag=True, help="Of DICOM: undo a gantry tilt by shifting the slices.")
 @click.option("--report", type=_OUTPUT, help="JSON report. [default: beside the label map]")
 @click.option("--preview", type=_OUTPUT, help="Also draw slices with the labels as PNG.")
 @click.option("--probability", type=_OUTPUT, help="Also write the infection's probability, .nii.gz or .nii.")
@@ -120,70 +118,45 @@ class OutputFiles:
 @click.option("--json", is_flag=True, help="Print the report, and nothing else, as JSON.")
 @click.pass_context
 def segment(ctx: click.Context, /, scan: Path, **options: Any) -> None:  # noqa: ANN401 - see SegmentOptions
-    """Label lungs and infection on the chest CT SCAN (NIfTI), or on each one in and below DIR.
+    """Label lungs and infection on the chest CT SCAN, or on each NIfTI file in and below DIR.
+
+    SCAN is NIfTI, a DICOM series (folder, zip or multi-frame file; extra `dicom`), NRRD or MetaImage (extra `itk`).
 
     Labels: 1 left lung, 2 right lung, 3 infection. Research use only; not a medical device.
     Opacities are not specific to COVID-19.
     """
     refuse_unknown_options(ctx)
     wanted = resolve_deterministic(SegmentOptions(**options))
-    if scan.is_dir():
+    kind = judge_input(scan, wanted)
+    if kind == "folder":
         from covidseg.cli.segment_folder import segment_folder
 
         segment_folder(scan, wanted)
         return
     files = plan_files(scan, wanted)
     with sigterm_interrupts():
-        report = run_segment(scan, wanted, files)
+        report = run_segment(scan, kind, wanted, files)
     if wanted.json:
         click.echo(dumps(report, indent=2))
     else:
         _print_summary(report, files)
 
 
-def plan_files(scan: Path, options: SegmentOptions) -> OutputFiles:
-    """Decide where results go, before any work is done.
-
-    Raises:
-        click.UsageError: if a folder is missing, a result would replace the scan, the truth or
-            another result, or options are for a folder.
-    """
-    if options.num_parts > 1 or options.part_id or options.overwrite:
-        raise click.UsageError("--num-parts, --part-id and --overwrite are for a folder of scans")
-    labels = options.output or Path(f"{_stem(scan)}_covidseg.nii.gz")
-    if not labels.name.endswith(_NIFTI_ENDINGS):
-        raise click.UsageError(f"the label map {labels} must end in .nii.gz or .nii")
-    if options.probability is not None and not options.probability.name.endswith(_NIFTI_ENDINGS):
-        raise click.UsageError(f"the probability {options.probability} must end in .nii.gz or .nii")
-    report = options.report or labels.with_name(f"{_stem(labels)}.json")
-    files = OutputFiles(labels, report, options.preview, options.probability)
-    taken = [path.resolve() for path in (scan, options.truth) if path]
-    for path in files.all:
-        if path.is_dir():
-            raise click.UsageError(f"{path} is a folder; a file is expected")
-        if not path.parent.is_dir():
-            raise click.UsageError(f"the folder of {path} does not exist")
-        if path.resolve() in taken:
-            raise click.UsageError(f"{path} would replace the scan, the truth or another result")
-        taken.append(path.resolve())
-    return files
-
-
-def run_segment(scan: Path, options: SegmentOptions, files: OutputFiles) -> dict[str, Any]:
+def run_segment(path: Path, kind: ScanKind, options: SegmentOptions, files: OutputFiles) -> dict[str, Any]:
     """Read, segment, and write every result; the report comes back."""
-    from covidseg_runtime import build_report, describe_scan, read_volume
+    from covidseg_runtime import build_report, describe_scan
 
-    spool = plan_spool(options, files.labels.parent)
-    volume = read_volume(scan, spool=spool, window=options.window)
-    truth = _read_truth(options, volume)
+    spool = plan_spool(options, files.report.parent)
+    scan = read_scan(path, kind, options, spool)
+    truth = _read_truth(options, scan.volume)
     with open_segmenter(options, spool) as segmenter:
         click.echo(describe_choice(segmenter), err=True)
         with tile_progress() as on_progress:
-            segmentation = segmenter.segment(volume, within_memory(options, on_progress))
-        report = build_report(segmentation, segmenter.bundle, segmenter.engine, describe_scan(scan.name, volume))
+            segmentation = segmenter.segment(scan.volume, within_memory(options, on_progress))
+        report = build_report(segmentation, segmenter.bundle, segmenter.engine, describe_scan(path.name, scan.volume))
     report["settings"] = segmenter.settings.describe()
     report["dice"] = _dice(segmentation, truth)
-    _write(files, volume, segmentation, report, truth)
+    write_files(files, scan, segmentation, report, truth)
     _print_cost(segmentation)
     for warning in segmentation.warnings:
         click.echo(f"Warning: {warning}", err=True)
@@ -212,30 +185,6 @@ def _dice(segmentation: Segmentation, truth: NDArray[np.uint8] | None) -> dict[s
 
     scores = dice_by_label(segmentation.labels, truth)
     return {LABELS[label]: plain_json(score) for label, score in scores.items()}
-
-
-def _write(
-    files: OutputFiles,
-    volume: Volume,
-    segmentation: Segmentation,
-    report: dict[str, Any],
-    truth: NDArray[np.uint8] | None,
-) -> None:
-    """Write each result whole or not at all; what may fail in between is made before."""
-    from covidseg_runtime import write_label_map, write_probability_map
-    from covidseg_runtime.preview import render_preview
-    from covidseg_runtime.volume_files import write_bytes_atomic, write_json
-
-    picture = None
-    if files.preview is not None:
-        infection = None if truth is None else (truth == 3).astype(truth.dtype)
-        picture = render_preview(volume, segmentation.labels, infection)
-    if files.probability is not None and segmentation.infection_probability is not None:
-        write_probability_map(files.probability, segmentation.infection_probability, volume)
-    write_label_map(files.labels, segmentation.labels, volume)
-    write_json(files.report, report)
-    if files.preview is not None and picture is not None:
-        write_bytes_atomic(files.preview, picture)
 
 
 def _print_summary(report: dict[str, Any], files: OutputFiles) -> None:
@@ -267,10 +216,3 @@ def _print_cost(segmentation: Segmentation) -> None:
     memory = peak_memory_mib()
     peak = "" if memory is None else f", peak memory {memory:.0f} MiB"
     click.echo(f"segmented in {seconds:.1f} s{peak}", err=True)
-
-
-def _stem(path: Path) -> str:
-    for ending in (*_NIFTI_ENDINGS, ".gz"):
-        if path.name.lower().endswith(ending):
-            return path.name[: -len(ending)]
-    return path.stem

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from covidseg_runtime.folder_manifest import ScanRecord
     from covidseg_runtime.folder_run import FolderRun
 
-_OF_ONE_SCAN = ("truth", "preview", "probability", "report")
+_OF_ONE_SCAN = ("truth", "preview", "probability", "report", "series")
 
 
 def segment_folder(folder: Path, options: SegmentOptions) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from covidseg_runtime import Segmenter
     from covidseg_runtime.spooling import Spool
 
+OUTPUT_TYPES = ("nifti", "dicom")
 # The one combination whose labels have the same bits over runs and numbers of threads.
 _DETERMINISTIC: Mapping[str, Any] = MappingProxyType({"engine": "onnxruntime", "device": "cpu", "precision": "f32"})
 
@@ -39,6 +40,18 @@ def parse_window(value: str | Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def parse_output_type(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Kinds of output, as text parted by commas or, in the configuration file, as an array.
+
+    Raises:
+        click.BadParameter: if one is unknown or none is given.
+    """
+    names = tuple(name.strip() for name in (value.split(",") if isinstance(value, str) else value))
+    if not names or set(names) - set(OUTPUT_TYPES):
+        raise click.BadParameter(f"{value!r} is no list of outputs: any of {', '.join(OUTPUT_TYPES)} is expected.")
+    return names
+
+
 @dataclass(frozen=True)
 class SegmentOptions:
     """The options of `covidseg segment` as click hands them over."""
@@ -52,6 +65,9 @@ class SegmentOptions:
     threads: int | None
     max_memory: int | None
     deterministic: bool
+    output_type: tuple[str, ...]
+    series: str | None
+    shear_tilt: bool
     report: Path | None
     preview: Path | None
     probability: Path | None

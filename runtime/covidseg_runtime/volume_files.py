@@ -60,7 +60,7 @@ def read_volume(path: Path, *, spool: Spool | None = None, window: Window | None
     if window is not None:
         _judge_grey_levels(volume.voxels, path.name)
         volume = Volume(_mapped_back(volume.voxels, window, spool), volume.affine, window)
-    _judge_hounsfield(volume, path.name)
+    judge_hounsfield(volume, path.name)
     return volume
 
 
@@ -325,7 +325,16 @@ def _refuse_label_map(voxels: NDArray[Any], name: str, lowest: float, highest: f
         )
 
 
-def _judge_hounsfield(volume: Volume, name: str) -> None:
+def judge_hounsfield(volume: Volume, name: str) -> None:
+    """Refuse what holds no Hounsfield units of a CT.
+
+    Args:
+        volume: As it was read.
+        name: What the message calls it.
+
+    Raises:
+        VolumeError: If the values are a label map's, impossible, without air, or nothing but air.
+    """
     lowest, highest = _range(volume.voxels)
     given = f"{name} holds values from {lowest:g} to {highest:g}"
     if volume.window_hu is None:
