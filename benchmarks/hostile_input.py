@@ -1,6 +1,6 @@
-"""Does any hostile file break the reader, or any hostile bundle the loader and the engines?
+"""Does any hostile file break a reader, or any hostile bundle the loader and the engines?
 
-    python benchmarks/hostile_input.py [--scans 10000] [--bundles 2000]
+    python benchmarks/hostile_input.py [--scans 10000] [--bundles 2000] [--series 2000]
 
 The inputs are those of tests/hostile, by their seeds, in child processes of which a crash, a hang or an excess of
 memory is seen. The run fails with the seeds of whatever ended otherwise than it should.
@@ -68,16 +68,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=10_000)
     parser.add_argument("--bundles", type=int, default=2_000)
+    parser.add_argument("--series", type=int, default=2_000, help="DICOM series")
     arguments = parser.parse_args()
     started = time.perf_counter()
     scans, bundles = attempt_all("scan", arguments.scans), attempt_all("bundle", arguments.bundles)
+    series = attempt_all("series", arguments.series)
     limits = {"seconds": SECONDS, "mib_above_base": EXCESS_MIB}
     minutes = round((time.perf_counter() - started) / 60, 1)
     keep_result(
         "hostile_input",
-        {"limits": limits, "minutes": minutes, "scans": summarise(scans), "bundles": summarise(bundles)},
+        {"limits": limits, "minutes": minutes, "scans": summarise(scans), "bundles": summarise(bundles)}
+        | {"series": summarise(series)},
     )
-    if wrong := faulty([*scans, *bundles]):
+    if wrong := faulty([*scans, *bundles, *series]):
         raise SystemExit(f"{len(wrong)} attempts ended otherwise than they should: {[one.what for one in wrong]}")
 
 

@@ -50,6 +50,23 @@ def attempt_scan_and_labels(path: Path) -> str:
     return "read" if "read" in ends else ends[0]
 
 
+def attempt_series(folder: Path) -> str:
+    """Read a folder as a DICOM series.
+
+    Returns:
+        "read", or the name of the error.
+
+    Raises:
+        UndocumentedError: if anything else happens than a sound volume or a VolumeError.
+    """
+    from covidseg_runtime.dicom.read_series import read_series
+
+    def read_dicom(path: Path) -> Volume:
+        return read_series(path)[0]
+
+    return _read(folder, read_dicom, ("int16", "float32"))
+
+
 def attempt_bundle(folder: Path) -> str:
     """Load a bundle and run each of its networks on one tile in both engines.
 

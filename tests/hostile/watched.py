@@ -20,9 +20,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from hostile.attempts import UndocumentedError, attempt_bundle, attempt_scan, attempt_scan_and_labels
+from hostile.attempts import UndocumentedError, attempt_bundle, attempt_scan, attempt_scan_and_labels, attempt_series
 from hostile.bundles import UNET_TILE, HostileBundle, bundle_around, hostile_bundle, sound_model
 from hostile.scans import HostileScan, hostile_scan
+from hostile.series import HostileSeries, hostile_series
 from phantom import TILE_SHAPE
 
 import covidseg_runtime
@@ -35,6 +36,14 @@ _START_SECONDS = 120.0
 _HEADROOM_BYTES = 2 << 30  # above what the warm child has: an excess is measured, a runaway is stopped
 _TESTS = Path(__file__).parent.parent
 _RUNTIME = Path(covidseg_runtime.__file__).parent.parent  # the child tries the one that its parent has
+
+
+Hostile = HostileScan | HostileBundle | HostileSeries
+_DRAW: dict[str, Callable[[Random], Hostile]] = {
+    "scan": hostile_scan,
+    "bundle": hostile_bundle,
+    "series": hostile_series,
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class WatchedChild:
         return self._child.pid
 
     def attempt(self, what: str) -> Attempt:
-        """Make one attempt; `what` is "scan SEED" or "bundle SEED", or "scan PATH" or "bundle PATH"."""
+        """Make one attempt; `what` is a kind (scan, bundle, series) and a seed, or "scan PATH" or "bundle PATH"."""
         self._send(f"{what}\n".encode())
         answer = self._answer(_PATIENCE_SECONDS)
         if answer is None:
@@ -138,12 +147,12 @@ class WatchedChild:
         return pipe.readline()
 
 
-def _drawn(what: str) -> HostileScan | HostileBundle:
+def _drawn(what: str) -> Hostile:
     """The input of an attempt by seed, or by the path of a kept file."""
     kind, _, name = what.partition(" ")
     if not name.isdecimal():
         return kept(kind, Path(name))
-    return hostile_scan(Random(int(name))) if kind == "scan" else hostile_bundle(Random(int(name)))
+    return _DRAW[kind](Random(int(name)))
 
 
 def kept(kind: str, path: Path) -> HostileScan | HostileBundle:
@@ -168,7 +177,7 @@ def _serve(folder: Path) -> None:
         answers.write(json.dumps(_make(_drawn(line.strip()), folder)) + "\n")
 
 
-def _make(hostile: HostileScan | HostileBundle, folder: Path) -> dict[str, Any]:
+def _make(hostile: Hostile, folder: Path) -> dict[str, Any]:
     """One attempt, measured."""
     attempt = _attempt_of(hostile)
     with tempfile.TemporaryDirectory(dir=folder) as empty:
@@ -189,9 +198,11 @@ def _make(hostile: HostileScan | HostileBundle, folder: Path) -> dict[str, Any]:
         }
 
 
-def _attempt_of(hostile: HostileScan | HostileBundle) -> Callable[[Path], str]:
+def _attempt_of(hostile: Hostile) -> Callable[[Path], str]:
     if isinstance(hostile, HostileBundle):
         return attempt_bundle
+    if isinstance(hostile, HostileSeries):
+        return attempt_series
     # A large label map without a finding unfolds a thousandfold and is sound: a bomb is one only as a CT.
     return attempt_scan if hostile.is_bomb else attempt_scan_and_labels
 

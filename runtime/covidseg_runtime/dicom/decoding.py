@@ -28,6 +28,7 @@ from pydicom.uid import (
 )
 
 from covidseg_runtime.dicom.instances import Instance, dicom_seam, inflated
+from covidseg_runtime.dicom.series_choice import shown_uid
 from covidseg_runtime.errors import VolumeError
 
 LARGEST_SIDE = 4096
@@ -70,11 +71,12 @@ def judge_pixels(instances: Sequence[Instance], slices: int) -> None:
         if bits[0] != 16 or not 8 <= bits[1] <= 16 or bits[2] != bits[1] - 1:
             raise VolumeError(f"{name} stores {bits[1]} of {bits[0]} bits up to bit {bits[2]}; 16-bit CT is expected.")
         if interpretation != "MONOCHROME2" or samples != 1:
-            raise VolumeError(f"{name} holds {interpretation} with {samples} samples a pixel; MONOCHROME2 is expected.")
-        if one.transfer_syntax not in (*NATIVE, *COMPRESSED):
             raise VolumeError(
-                f"{name} has transfer syntax {one.transfer_syntax}, which is not read; export it uncompressed."
+                f"{name} holds {interpretation[:16]!a} with {samples} samples a pixel; MONOCHROME2 is expected."
             )
+        if one.transfer_syntax not in (*NATIVE, *COMPRESSED):
+            syntax = shown_uid(one.transfer_syntax)
+            raise VolumeError(f"{name} has transfer syntax {syntax}, which is not read; export it uncompressed.")
 
 
 def read_values(instances: Sequence[Instance]) -> Iterator[Values]:

@@ -23,7 +23,7 @@ from pydicom import Dataset, FileMetaDataset, dcmread
 from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from covidseg_runtime.errors import VolumeError
+from covidseg_runtime.errors import CovidsegError, VolumeError
 from covidseg_runtime.scan_kind import is_dicom_file
 
 MOST_FILES = 20_000
@@ -89,7 +89,7 @@ def dicom_seam(name: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except VolumeError:
+    except CovidsegError:
         raise
     except MemoryError as error:
         raise VolumeError(f"{name} takes more memory than is free on this machine.") from error

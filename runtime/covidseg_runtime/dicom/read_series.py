@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from covidseg_runtime.dicom.decoding import Values, judge_pixels, read_values
 from covidseg_runtime.dicom.geometry import Slice, Stack, slice_of_image, slices_of_frames, stack_slices
-from covidseg_runtime.dicom.instances import Instance, find_instances
-from covidseg_runtime.dicom.series_choice import choose_series, is_multi_frame
+from covidseg_runtime.dicom.instances import Instance, dicom_seam, find_instances
+from covidseg_runtime.dicom.series_choice import choose_series, is_multi_frame, shown_uid
 from covidseg_runtime.dicom.source_series import SourceSeries
 from covidseg_runtime.errors import VolumeError
 from covidseg_runtime.spooling import Spool, zeros
@@ -42,6 +42,12 @@ def read_series(
     Raises:
         VolumeError: If there is no such series, or it is no straight, gapless stack of CT slices in HU.
     """
+    # pydicom turns bytes into values where they are first asked for, so all of it lies within the seam.
+    with dicom_seam(path.name):
+        return _read(path, series_uid, spool, shear_tilt=shear_tilt)
+
+
+def _read(path: Path, series_uid: str | None, spool: Spool | None, *, shear_tilt: bool) -> tuple[Volume, SourceSeries]:
     images = choose_series(find_instances(path), series_uid)
     stack, order = _stack(images)
     judge_pixels(images, len(stack.slices))
@@ -55,7 +61,7 @@ def read_series(
     if stack.tilt_degrees:
         affine = _shear(voxels, stack)
     volume = Volume(voxels.T, affine)
-    judge_hounsfield(volume, f"Series {images[0].header.SeriesInstanceUID}")
+    judge_hounsfield(volume, f"Series {shown_uid(images[0].header.SeriesInstanceUID)}")
     frames = tuple(one.frame for one in stack.slices if one.frame is not None)
     headers = (images[0].header,) if frames else tuple(one.header for one in stack.slices)
     return volume, SourceSeries(headers, frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ def list_series(path: Path) -> tuple[SeriesSummary, ...]:
     Raises:
         VolumeError: If there is no DICOM, or one file is damaged.
     """
-    found = [_summarise(uid, instances) for uid, instances in _by_series(find_instances(path)).items()]
+    with dicom_seam(path.name):
+        found = [_summarise(uid, instances) for uid, instances in _by_series(find_instances(path)).items()]
     return tuple(sorted(found, key=lambda one: (-one.images, one.uid)))
 
 
@@ -84,11 +86,16 @@ def _by_series(instances: Sequence[Instance]) -> dict[str, list[Instance]]:
 
 
 def _summarise(uid: str, instances: Sequence[Instance]) -> SeriesSummary:
-    with dicom_seam(f"Series {uid}"):
-        modality = str(instances[0].header.get("Modality", "")) or "unknown"
-        images = images_of(instances)
-        count = sum(_frames(one.header) for one in images)
-        return SeriesSummary(uid, modality, count, _problem(modality, instances, images, count))
+    modality = str(instances[0].header.get("Modality", ""))
+    modality = modality if modality.isalnum() and modality.isascii() else "unknown"
+    images = images_of(instances)
+    count = sum(_frames(one.header) for one in images)
+    return SeriesSummary(uid, modality, count, _problem(modality, instances, images, count))
+
+
+def shown_uid(uid: str) -> str:
+    """A UID for a message: one that is none may hold anything."""
+    return uid if re.fullmatch(r"[0-9.]{1,64}", uid) else "(no valid UID)"
 
 
 def _problem(modality: str, instances: Sequence[Instance], images: Sequence[Instance], count: int) -> str | None:
@@ -132,6 +139,6 @@ def _frames(header: Dataset) -> int:
 
 def _listed(summaries: Sequence[SeriesSummary]) -> str:
     return "; ".join(
-        f"{one.uid} ({one.modality}, {one.images} images{f': {one.problem}' if one.problem else ''})"
+        f"{shown_uid(one.uid)} ({one.modality}, {one.images} images{f': {one.problem}' if one.problem else ''})"
         for one in summaries
     )

@@ -20,9 +20,10 @@ highdicom = pytest.importorskip("highdicom")
 from dicom_phantom import WHEN, phantom_result, report_of  # noqa: E402
 from dicom_tools import dciodvfy_errors, run_tool  # noqa: E402
 
+from covidseg_runtime.dicom.read_series import read_series  # noqa: E402
 from covidseg_runtime.dicom.results import WantedObjects, make_results, write_results  # noqa: E402
 from covidseg_runtime.dicom.source_series import SourceSeries  # noqa: E402
-from covidseg_runtime.volume import Volume  # noqa: E402
+from covidseg_runtime.volume import Volume, to_orientation  # noqa: E402
 
 DATA = Path(os.environ.get("COVIDSEG_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 SERIES = DATA / "dicom" / "4DLung-113" / "series"
@@ -105,3 +106,29 @@ def test_the_objects_fit_their_study(case, tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"{path}\n" for path in (*sorted(SERIES.iterdir()), *sorted(case[2].iterdir()))))
     assert "Error" not in run_tool("dcentvfy", "-f", listed)
+
+
+def test_dcm2niix_sees_the_same_voxels_at_the_same_place(tmp_path: Path) -> None:
+    run_tool("dcm2niix", "-z", "n", "-f", "other", "-o", tmp_path, SERIES)
+    (found,) = tmp_path.glob("*.nii")
+    image = nibabel.load(found)
+    volume, source = read_series(SERIES)
+    theirs = to_orientation(Volume(np.asanyarray(image.dataobj), image.affine), volume.orientation)
+    assert np.array_equal(theirs.voxels, volume.voxels)
+    assert np.allclose(theirs.affine, volume.affine, atol=1e-3)
+    assert len(source.headers) == volume.shape[2]
+
+
+@pytest.mark.parametrize(
+    "command", [("dcmcjpeg",), ("dcmcjpeg", "+el"), ("dcmcjpls",), ("dcmcrle",)], ids=lambda one: " ".join(one)
+)
+def test_what_dcmtk_compressed_is_the_same(tmp_path: Path, command: tuple[str, ...]) -> None:
+    some = sorted(SERIES.iterdir(), key=lambda path: float(pydicom.dcmread(path).ImagePositionPatient[2]))[40:44]
+    for index, path in enumerate(some):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        (tmp_path / "packed").mkdir(exist_ok=True)
+        (tmp_path / "plain" / str(index)).write_bytes(path.read_bytes())
+        run_tool(*command, path, tmp_path / "packed" / str(index))
+    plain, packed = (read_series(tmp_path / name)[0] for name in ("plain", "packed"))
+    assert np.array_equal(plain.voxels, packed.voxels)
+    assert np.array_equal(plain.affine, packed.affine)
