@@ -1,11 +1,12 @@
 # make demo   segment the bundled CT with the base install (no torch)
 # make test   all extras, the whole suite
+# make test-pacs   the node, and the closed loop on a real Orthanc (Debian, root: .ci/install-pacs brings it)
 PYTHON ?= python3
 DEMO := out/demo
 SCAN := tests/data/demo/coronacases_002
 PIP_FLAGS := --disable-pip-version-check --quiet
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-pacs lint clean
 
 demo: .venv-demo/.installed
 	@.venv-demo/bin/python -c "import importlib.util as u; assert u.find_spec('torch') is None, 'the base install must not bring torch'"
@@ -15,6 +16,10 @@ demo: .venv-demo/.installed
 
 test: .venv/.installed
 	.venv/bin/python -m pytest
+
+test-pacs: .venv/.installed
+	.ci/install-pacs
+	.venv/bin/python -m pytest tests/runtime/pacs tests/runtime/dicom tests/pacs_loop
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
