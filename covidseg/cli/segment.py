@@ -153,7 +153,9 @@ def run_segment(path: Path, kind: ScanKind, options: SegmentOptions, files: Outp
         click.echo(describe_choice(segmenter), err=True)
         with tile_progress() as on_progress:
             segmentation = segmenter.segment(scan.volume, within_memory(options, on_progress))
-        report = build_report(segmentation, segmenter.bundle, segmenter.engine, describe_scan(path.name, scan.volume))
+        # A folder of DICOM is often called after the patient; its series is not.
+        name = path.name if scan.source is None else scan.source.series_uid
+        report = build_report(segmentation, segmenter.bundle, segmenter.engine, describe_scan(name, scan.volume))
     report["settings"] = segmenter.settings.describe()
     report["dice"] = _dice(segmentation, truth)
     write_files(files, scan, segmentation, report, truth)

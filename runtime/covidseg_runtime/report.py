@@ -30,7 +30,7 @@ def describe_scan(name: str, volume: Volume) -> dict[str, Any]:
     """What the report says about the scan.
 
     Args:
-        name: The file's name without its folder, which may name a patient or a person.
+        name: The file's name without its folder, which may name a patient or a person; of DICOM the series' UID.
         volume: The scan as it was read.
     """
     return {

@@ -50,6 +50,7 @@ def test_a_series_becomes_labels_and_objects(here: Path, dicom_folder: Path, tin
     assert "RESEARCH USE ONLY" in objects["sr.dcm"].SeriesDescription
     report = (here / "chest_covidseg.json").read_text()
     assert json.loads(report)["measures"]["infection_volume_ml"]["whole"] > 0
+    assert json.loads(report)["scan"]["file"] == SERIES_UID
     for secret in (PATIENT_ID, "Muster"):
         assert secret not in report + result.output
 
