@@ -1,6 +1,6 @@
 """Does any hostile file break a reader, or any hostile bundle the loader and the engines?
 
-    python benchmarks/hostile_input.py [--scans 10000] [--bundles 2000] [--series 2000]
+    python benchmarks/hostile_input.py [--scans 10000] [--bundles 2000] [--series 2000]    # 0 keeps the earlier result
 
 The inputs are those of tests/hostile, by their seeds, in child processes of which a crash, a hang or an excess of
 memory is seen. The run fails with the seeds of whatever ended otherwise than it should.
@@ -14,12 +14,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from record import keep_result
+from record import earlier_result, keep_result
 
 # The generators live with the tests, which draw from the same ones.
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from hostile.watched import EXCESS_MIB, SECONDS, Attempt, WatchedChild  # noqa: E402
 
+_SECTIONS = {"scan": "scans", "bundle": "bundles", "series": "series"}
 _ATTEMPTS_OF_A_CHILD = 500  # engines keep a little of every network; the next child starts without
 
 
@@ -71,16 +72,15 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=2_000, help="DICOM series")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    scans, bundles = attempt_all("scan", arguments.scans), attempt_all("bundle", arguments.bundles)
-    series = attempt_all("series", arguments.series)
+    counts = {"scan": arguments.scans, "bundle": arguments.bundles, "series": arguments.series}
+    attempts = {kind: attempt_all(kind, count) for kind, count in counts.items() if count}
     limits = {"seconds": SECONDS, "mib_above_base": EXCESS_MIB}
     minutes = round((time.perf_counter() - started) / 60, 1)
-    keep_result(
-        "hostile_input",
-        {"limits": limits, "minutes": minutes, "scans": summarise(scans), "bundles": summarise(bundles)}
-        | {"series": summarise(series)},
-    )
-    if wrong := faulty([*scans, *bundles, *series]):
+    made = {_SECTIONS[kind]: summarise(found) for kind, found in attempts.items()}
+    kept = earlier_result("hostile_input")  # of a kind that was left out
+    sections = {name: made.get(name, kept.get(name)) for name in _SECTIONS.values()}
+    keep_result("hostile_input", {"limits": limits, "minutes": minutes, **sections})
+    if wrong := faulty(one for found in attempts.values() for one in found):
         raise SystemExit(f"{len(wrong)} attempts ended otherwise than they should: {[one.what for one in wrong]}")
 
 

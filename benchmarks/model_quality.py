@@ -19,7 +19,7 @@ from model_quality_limits import measure_modified, measure_out_of_distribution
 from model_quality_scans import unnamed_sources
 from model_quality_tables import to_markdown
 from model_quality_trial import Trial
-from record import RESULTS, keep_result
+from record import RESULTS, earlier_result, keep_result
 
 from covidseg_runtime import CovidsegError, Segmenter, SettingsError
 from covidseg_runtime.report import plain_json
@@ -51,8 +51,7 @@ def describe_model(segmenter: Segmenter) -> dict[str, Any]:
 
 def _kept(model: Mapping[str, Any]) -> dict[str, Any]:
     """The sections kept so far of this very model."""
-    path = RESULTS / f"{NAME}.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    record = earlier_result(NAME)
     return dict(record["sections"]) if record.get("model") == model else {}
 
 

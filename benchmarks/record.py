@@ -30,6 +30,13 @@ def keep_result(name: str, result: Mapping[str, Any]) -> Path:
     return path
 
 
+def earlier_result(name: str) -> dict[str, Any]:
+    """What was kept last; empty if nothing was."""
+    path = RESULTS / f"{name}.json"
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return kept
+
+
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
