@@ -39,6 +39,12 @@ class LungVoxels:
     logits: NDArray[np.float32]
     infected: NDArray[np.bool_]
 
+    def with_offset(self, offset: float) -> "LungVoxels":
+        """The same with ``offset`` added to the logit of infection."""
+        logits = self.logits.copy()
+        logits[-1] += np.float32(offset)
+        return LungVoxels(self.case, logits, self.infected)
+
     def log_odds(self, temperature: float) -> NDArray[np.float32]:
         """Logarithm (n,) of the odds of infection against the rest in softmax(logits / temperature)."""
         logits = self.logits / np.float32(temperature)
@@ -118,7 +124,7 @@ def describe_calibration(validation: Sequence[LungVoxels], held_out: Sequence[Lu
 
 def calibration_in_a_line(section: Mapping[str, Any]) -> str:
     """A calibration for a terminal."""
-    parts = [f"on {len(section['cases'])} cases that picked the checkpoint {_changes(section)}"]
+    parts = [f"on {len(section['cases'])} cases that {chosen_by(section)} {_changes(section)}"]
     if section["held_out"] is not None:
         parts.append(f"on {len(section['held_out']['cases'])} held-out cases {_changes(section['held_out'])}")
     return f"calibration: temperature {section['temperature']:g}; {'; '.join(parts)}"
@@ -130,11 +136,17 @@ def calibration_lines(section: Mapping[str, Any] | None) -> list[str]:
         return ["The probability of infection is not calibrated."]
     fitted = (
         f"The probability of infection has temperature {section['temperature']:g}, fitted on the "
-        f"{len(section['cases'])} cases that picked the checkpoint. In voxels of their lungs: {_changes(section)}."
+        f"{len(section['cases'])} cases that {chosen_by(section)}. In voxels of their lungs: {_changes(section)}."
     )
     if section["held_out"] is None:
         return [fitted, "No other case was left to measure that on."]
     return [fitted, f"On {len(section['held_out']['cases'])} held-out cases: {_changes(section['held_out'])}."]
+
+
+def chosen_by(section: Mapping[str, Any]) -> str:
+    """Whose the cases of a section ``decision`` or ``calibration`` are, to follow on 'cases that'."""
+    folds = section.get("folds", 0)
+    return f"{folds} other folds of the recipe held out" if folds else "picked the checkpoint"
 
 
 def _changes(measured: Mapping[str, Any]) -> str:

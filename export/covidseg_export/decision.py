@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from covidseg_export.calibration import LungVoxels
+from covidseg_export.calibration import LungVoxels, chosen_by
 from covidseg_export.ensemble import FoldEnsemble
 from covidseg_train.unet import SegmentationNetwork
 
@@ -55,11 +55,10 @@ class Decision:
 
 def decision_in_a_line(section: Mapping[str, Any]) -> str:
     """The section ``decision`` of bundle.json, for a terminal and the model card."""
-    dsc, folds = section["dsc"], section.get("folds", 0)
-    whose = f"{folds} other folds of the recipe held out" if folds else "picked the checkpoint"
+    dsc = section["dsc"]
     return (
         f"{section['infection_offset']:+g} on the logit of infection, chosen on the {len(section['cases'])} cases that "
-        f"{whose} (mean DSC in their lungs {dsc['before']:.3f} to {dsc['after']:.3f})"
+        f"{chosen_by(section)} (mean DSC in their lungs {dsc['before']:.3f} to {dsc['after']:.3f})"
     )
 
 

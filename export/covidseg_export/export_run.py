@@ -23,7 +23,15 @@ from covidseg_export.evidence import Evidence, measure_evidence
 from covidseg_export.graph_rules import require_float_sums
 from covidseg_export.held_out import measure_held_out
 from covidseg_export.model_card import INTENDED_USE, write_model_card
-from covidseg_export.parity import Candidate, Parity, ParityCheck, ParityLimits, ParityScan, require_parity
+from covidseg_export.parity import (
+    Candidate,
+    Parity,
+    ParityCheck,
+    ParityLimits,
+    ParityScan,
+    parity_in_a_line,
+    require_parity,
+)
 from covidseg_export.precision import to_fp16
 from covidseg_export.quantisation import draw_calibration_tiles, to_int8
 from covidseg_export.source import ExportSource, describe_network
@@ -126,7 +134,9 @@ def export_bundle(
         VolumeError: If a scan is missing or unsuitable.
     """
     scans = tuple(read_parity_scans(source, settings.scans))
-    source = move_decision(source, settings.decision_folds, report)
+    folds = len(settings.decision_folds)
+    fold_voxels = held_out_by_folds(source, settings.decision_folds)
+    source = move_decision(source, report, fold_voxels, folds)
     graphs = make_graphs(source, settings, report)
     description = describe(source, graphs)
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +146,9 @@ def export_bundle(
             require_parity(parity, settings.limits)
         description["parity"] = describe_parity(parity, settings)
         description["metrics"] = measure(bundle, source, settings.evidence)
-        description.update(calibrate_probability(bundle, source, report))
+        offset = (source.decision or {}).get("infection_offset", 0.0)
+        moved = [one.with_offset(offset) for one in fold_voxels]
+        description.update(calibrate_probability(bundle, source, report, moved, folds))
     files = {
         **graphs_by_name(graphs),
         "MODEL_CARD.md": write_model_card(description, settings.limits).encode(),
@@ -165,30 +177,34 @@ def read_parity_scans(source: ExportSource, files: Sequence[ScanFiles]) -> Itera
         yield ParityScan(name, volumes.ct, volumes.lesion.voxels > 0)
 
 
-def move_decision(source: ExportSource, folds: Sequence[ExportSource], report: Report) -> ExportSource:
-    """The source with its decision moved to where it is best on the cases that picked the checkpoint.
-
-    With other folds of its recipe: on the cases that these held out. The source itself comes back where that was done
-    before, where no such case shows infection, and where the network has no last convolution of its own.
+def held_out_by_folds(source: ExportSource, folds: Sequence[ExportSource]) -> list[LungVoxels]:
+    """What other folds of the recipe say of the cases they held out.
 
     Raises:
         SettingsError: If another fold held out what the source does as well: nothing would be left to measure it on.
     """
+    shared = {case for fold in folds for case in fold.cases.untouched} & set(source.cases.untouched)
+    if shared:
+        raise SettingsError(f"A decision fold and {source.name} both hold out {', '.join(sorted(shared))}.")
+    return [one for fold in folds for one in decision_voxels(fold, fold.cases.untouched)]
+
+
+def move_decision(
+    source: ExportSource, report: Report, fold_voxels: Sequence[LungVoxels] = (), folds: int = 0
+) -> ExportSource:
+    """The source with its decision moved to where it is best on the cases that picked the checkpoint.
+
+    With other folds of its recipe: on the voxels of cases that these held out. The source itself comes back where that
+    was done before, where no such case shows infection, and where the network has no last convolution of its own.
+    """
     if source.decision is not None or not takes_offset(source.network):
         return source
-    if folds:
-        shared = {case for fold in folds for case in fold.cases.untouched} & set(source.cases.untouched)
-        if shared:
-            raise SettingsError(f"A decision fold and {source.name} both hold out {', '.join(sorted(shared))}.")
-        voxels = [one for fold in folds for one in decision_voxels(fold, fold.cases.untouched)]
-    else:
-        voxels = decision_voxels(source, source.cases.validation)
+    voxels = fold_voxels if folds else decision_voxels(source, source.cases.validation)
     if not any(one.infected.any() for one in voxels):
         return source
-    decision = replace(choose_offset(voxels), folds=len(folds))
-    section = decision.to_dict()
+    section = replace(choose_offset(voxels), folds=folds).to_dict()
     report(f"decision: {decision_in_a_line(section)}")
-    return replace(source, network=with_offset(source.network, decision.offset), decision=section)
+    return replace(source, network=with_offset(source.network, section["infection_offset"]), decision=section)
 
 
 def decision_voxels(source: ExportSource, names: Sequence[str]) -> list[LungVoxels]:
@@ -254,7 +270,7 @@ def check_parity(
         for candidate in open_candidates(bundle):
             results.append(check.compare(candidate))
             candidate.engine.close()
-            report(describe_in_a_line(results[-1]))
+            report(parity_in_a_line(results[-1]))
     return tuple(results)
 
 
@@ -268,16 +284,6 @@ def open_candidates(bundle: ModelBundle) -> Iterator[Candidate]:
         for choice in engine_candidates("auto", "cpu", precision):
             if precision in able.get(choice.name, ()):
                 yield Candidate(files[file_precision], open_choice(bundle, choice))
-
-
-def describe_in_a_line(parity: Parity) -> str:
-    """One comparison for a terminal."""
-    change = "" if parity.dsc is None else f", DSC {parity.dsc:.4f} (torch {parity.torch_dsc:.4f})"
-    return (
-        f"{parity.scan}: {parity.file} on {parity.engine} {parity.precision}: logits differ by "
-        f"{parity.max_logit_difference:.1e} at most and {parity.mean_logit_difference:.1e} on average, "
-        f"{parity.flipped_voxels} of {parity.voxels} voxels flipped{change}, {parity.volume_change_ml:+.2f} mL"
-    )
 
 
 def describe(source: ExportSource, graphs: Mapping[FilePrecision, bytes]) -> dict[str, Any]:
@@ -351,21 +357,27 @@ def measure(bundle: ModelBundle, source: ExportSource, evidence: Evidence) -> di
     return {"held_out": [result.to_dict() for result in results], **more}
 
 
-def calibrate_probability(bundle: ModelBundle, source: ExportSource, report: Report) -> dict[str, Any]:
+def calibrate_probability(
+    bundle: ModelBundle,
+    source: ExportSource,
+    report: Report,
+    fold_voxels: Sequence[LungVoxels] = (),
+    folds: int = 0,
+) -> dict[str, Any]:
     """The section ``calibration`` of bundle.json under its name, from the fp32 file; empty where none can be fitted."""
     cases = source.cases
-    problem = calibration_problem(bundle, cases.validation)
+    problem = calibration_problem(bundle, [one.case for one in fold_voxels] or cases.validation)
     if problem is not None:
         report(f"no calibration: {problem}")
         return {}
-    report("calibrating the probability on the cases that picked the checkpoint")
+    report("calibrating the probability")
     with closing(open_engine(bundle, device="cpu", precision="f32")) as engine:
-        fitted_on = draw_lung_voxels(bundle, engine, read_cases(source, cases.validation))
+        fitted_on = fold_voxels or draw_lung_voxels(bundle, engine, read_cases(source, cases.validation))
         if not any(one.infected.any() for one in fitted_on):
-            report("no calibration: the cases that picked the checkpoint show no infection")
+            report("no calibration: the cases to fit it on show no infection")
             return {}
         measured_on = draw_lung_voxels(bundle, engine, read_cases(source, cases.untouched))
-    section = describe_calibration(fitted_on, measured_on)
+    section = {**describe_calibration(fitted_on, measured_on), "folds": folds}
     report(calibration_in_a_line(section))
     return {"calibration": section}
 

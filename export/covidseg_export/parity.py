@@ -252,3 +252,13 @@ class _Comparer:
 
     def close(self) -> None:
         self._engine.close()
+
+
+def parity_in_a_line(parity: Parity) -> str:
+    """One comparison for a terminal."""
+    change = "" if parity.dsc is None else f", DSC {parity.dsc:.4f} (torch {parity.torch_dsc:.4f})"
+    return (
+        f"{parity.scan}: {parity.file} on {parity.engine} {parity.precision}: logits differ by "
+        f"{parity.max_logit_difference:.1e} at most and {parity.mean_logit_difference:.1e} on average, "
+        f"{parity.flipped_voxels} of {parity.voxels} voxels flipped{change}, {parity.volume_change_ml:+.2f} mL"
+    )

@@ -11,7 +11,7 @@ from phantom import PHANTOM_SPACING_MM, phantom_hu, phantom_labels, spl_affine
 from covidseg_export.calibration import LungVoxels
 from covidseg_export.decision import choose_offset, decision_in_a_line, dsc_at, takes_offset, with_offset
 from covidseg_export.ensemble import FoldEnsemble
-from covidseg_export.export_run import move_decision
+from covidseg_export.export_run import held_out_by_folds, move_decision
 from covidseg_export.source import ExportSource, SourceCases
 from covidseg_runtime.bundle import PreprocessingSpec
 from covidseg_runtime.errors import SettingsError
@@ -114,7 +114,7 @@ def fold_of(root, held_out):
 
 def test_other_folds_choose_on_what_they_held_out(drawn_set):
     source, fold = fold_of(drawn_set, ("simulated_drawn_1",)), fold_of(drawn_set, ("simulated_drawn_2",))
-    moved = move_decision(source, [fold], lambda line: None)
+    moved = move_decision(source, lambda line: None, held_out_by_folds(source, [fold]), folds=1)
     assert moved.decision is not None
     assert (moved.decision["cases"], moved.decision["folds"]) == (["simulated_drawn_2"], 1)
     change = moved.network.heads[0].bias - source.network.heads[0].bias
@@ -124,4 +124,4 @@ def test_other_folds_choose_on_what_they_held_out(drawn_set):
 def test_a_fold_that_held_out_the_same_case_has_no_say(drawn_set):
     source = fold_of(drawn_set, ("simulated_drawn_1",))
     with pytest.raises(SettingsError, match="both hold out simulated_drawn_1"):
-        move_decision(source, [source], lambda line: None)
+        held_out_by_folds(source, [source])
