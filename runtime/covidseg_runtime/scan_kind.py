@@ -34,6 +34,8 @@ def scan_kind(path: Path) -> ScanKind:
 def is_dicom_file(path: Path) -> bool:
     """Whether the file has DICOM's mark behind its preamble."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             return file.read(_DICOM_MARK_AT + len(_DICOM_MARK))[_DICOM_MARK_AT:] == _DICOM_MARK
     except OSError:

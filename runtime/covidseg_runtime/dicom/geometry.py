@@ -223,11 +223,11 @@ def _require_even_gaps(places: NDArray[np.float64]) -> None:
     if (np.abs(times - np.rint(times)) * usual <= max(_UNEVEN_SHARE * usual, _UNEVEN_MM)).all():
         missing = int((np.rint(times) - 1).sum())
         raise VolumeError(
-            f"{missing} slices are missing, {usual:g} mm apart, after the ones {_at(places, uneven)}; send the whole "
-            "series."
+            f"Of the series, slices are missing: {missing} after {_at(places, uneven)}, where one lies every "
+            f"{usual:g} mm; send the whole series."
         )
     raise VolumeError(
-        f"The slices are unevenly spaced: {gaps.min():g} to {gaps.max():g} mm, first {_at(places, uneven)}; give a "
+        f"The slices are unevenly spaced: {gaps.min():g} to {gaps.max():g} mm, after {_at(places, uneven)}; give a "
         "series of one spacing."
     )
 
@@ -235,4 +235,4 @@ def _require_even_gaps(places: NDArray[np.float64]) -> None:
 def _at(places: NDArray[np.float64], chosen: NDArray[np.bool_]) -> str:
     found = [f"{place:.2f}" for place in places[:-1][chosen][:_NAMED]]
     more = int(chosen.sum()) - len(found)
-    return f"at {', '.join(found)} mm" + (f" and {more} more" if more else "")
+    return f"{', '.join(found)} mm" + (f" and {more} more" if more else "")

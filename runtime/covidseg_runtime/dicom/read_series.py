@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 
 from covidseg_runtime.dicom.decoding import Values, judge_pixels, read_values
 from covidseg_runtime.dicom.geometry import Slice, Stack, slice_of_image, slices_of_frames, stack_slices
-from covidseg_runtime.dicom.instances import Instance, dicom_seam, find_instances
+from covidseg_runtime.dicom.instances import Instance, dicom_seam, open_instances
 from covidseg_runtime.dicom.series_choice import choose_series, is_multi_frame, shown_uid
 from covidseg_runtime.dicom.source_series import SourceSeries
 from covidseg_runtime.errors import VolumeError
-from covidseg_runtime.spooling import Spool, zeros
+from covidseg_runtime.spooling import Spool, release, zeros
 from covidseg_runtime.volume import Volume
+from covidseg_runtime.volume_extent import judge_extent
 from covidseg_runtime.volume_files import judge_hounsfield
 
 PADDING_HU = -1024
 _INT16 = np.iinfo(np.int16)
+_SLICES_BETWEEN = 8
 
 
 def read_series(
@@ -43,14 +45,16 @@ def read_series(
         VolumeError: If there is no such series, or it is no straight, gapless stack of CT slices in HU.
     """
     # pydicom turns bytes into values where they are first asked for, so all of it lies within the seam.
-    with dicom_seam(path.name):
-        return _read(path, series_uid, spool, shear_tilt=shear_tilt)
+    with dicom_seam(path.name), open_instances(path) as instances:
+        return _read(choose_series(instances, series_uid), spool, shear_tilt=shear_tilt)
 
 
-def _read(path: Path, series_uid: str | None, spool: Spool | None, *, shear_tilt: bool) -> tuple[Volume, SourceSeries]:
-    images = choose_series(find_instances(path), series_uid)
+def _read(images: Sequence[Instance], spool: Spool | None, *, shear_tilt: bool) -> tuple[Volume, SourceSeries]:
     stack, order = _stack(images)
-    judge_pixels(images, len(stack.slices))
+    judge_pixels(images)
+    name = f"Series {shown_uid(images[0].header.SeriesInstanceUID)}"
+    header = images[0].header
+    judge_extent(stack.affine, (int(header.Columns), int(header.Rows), len(stack.slices)), name)
     if stack.tilt_degrees and not shear_tilt:
         raise VolumeError(
             f"The gantry was tilted by {stack.tilt_degrees:.1f}°, so the slices make no straight stack; --shear-tilt "
@@ -61,7 +65,7 @@ def _read(path: Path, series_uid: str | None, spool: Spool | None, *, shear_tilt
     if stack.tilt_degrees:
         affine = _shear(voxels, stack)
     volume = Volume(voxels.T, affine)
-    judge_hounsfield(volume, f"Series {shown_uid(images[0].header.SeriesInstanceUID)}")
+    judge_hounsfield(volume, name)
     frames = tuple(one.frame for one in stack.slices if one.frame is not None)
     headers = (images[0].header,) if frames else tuple(one.header for one in stack.slices)
     return volume, SourceSeries(headers, frames)
@@ -91,19 +95,15 @@ def _read_voxels(
     shape = (len(stack.slices), int(header.Rows), int(header.Columns))
     is_whole = all(one.slope == int(one.slope) and one.intercept == int(one.intercept) for one in stack.slices)
     voxels = zeros(shape, np.int16 if is_whole else np.float32, spool)
-    for (index, frame), values in _numbered(read_values(images)):
+    for count, (index, frame, values) in enumerate(read_values(images)):
         k = order[index, frame]
         hu = _to_hounsfield(values, stack.slices[k])
         if voxels.dtype == np.int16 and not (_INT16.min <= hu.min() and hu.max() <= _INT16.max):
             voxels = voxels.astype(np.float32)
         voxels[k] = hu
+        if count % _SLICES_BETWEEN == 0:
+            release(voxels)
     return voxels
-
-
-def _numbered(images: Iterator[Values]) -> Iterator[tuple[tuple[int, int], Values]]:
-    for index, frames in enumerate(images):
-        for frame, values in enumerate(frames):
-            yield (index, frame), values
 
 
 def _to_hounsfield(values: Values, one: Slice) -> NDArray[np.float64]:

@@ -168,7 +168,7 @@ def of_class(uid, modality):
 
 
 REFUSED = {
-    "a missing slice": (series([k for k in range(SLICES) if k != 5]), "1 slices are missing"),
+    "a missing slice": (series([k for k in range(SLICES) if k != 5]), r"slices are missing: 1 after -242\.00 mm"),
     "a double slice": (
         [*series(), *change(3, SOPInstanceUID="1.2.3.77")[3:4]],
         "Different slices lie at one place",
@@ -218,7 +218,7 @@ def test_an_empty_folder_and_a_damaged_file(tmp_path):
 
 
 def test_a_bomb_ends_in_the_child(tmp_path):
-    """Each slice promises 4096×4096 and holds a stream of the phantom's size."""
+    """Each slice promises 512×512 and holds a stream of the phantom's size."""
     folder = write(tmp_path / "s", series(range(4)))
     compress(folder, "JPEG2000Lossless")
     for path in folder.iterdir():
@@ -226,7 +226,7 @@ def test_a_bomb_ends_in_the_child(tmp_path):
         rows = content.index(b"\x28\x00\x10\x00US\x02\x00") + 8
         columns = content.index(b"\x28\x00\x11\x00US\x02\x00") + 8
         changed = bytearray(content)
-        changed[rows : rows + 2] = changed[columns : columns + 2] = (4096).to_bytes(2, "little")
+        changed[rows : rows + 2] = changed[columns : columns + 2] = (512).to_bytes(2, "little")
         path.write_bytes(changed)
     with pytest.raises(VolumeError, match="cannot be decoded|other pixels"):
         read_series(folder)
