@@ -15,16 +15,6 @@ from phantom import PHANTOM_SPACING_MM, phantom_labels, spl_affine, tiny_descrip
 from covidseg.cli import main
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, without a configuration file."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HOME", str(folder))
-    return folder
-
-
 def _benchmark(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["benchmark", "--repeats", "1", "--device", "cpu", *map(str, arguments)])
 

@@ -18,16 +18,6 @@ from covidseg.cli import main
 CROP = Path(__file__).parents[1] / "data" / "lidc_0001_crop_ct.nii.gz"
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, without a configuration file."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HOME", str(folder))
-    return folder
-
-
 def _segment(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["segment", *map(str, arguments)])
 
