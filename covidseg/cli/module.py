@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from covidseg.cli.config_file import refuse_unknown_options
-from covidseg.cli.exit_codes import needs_extra
+from covidseg.cli.exit_codes import PART_FAILED, CommandError, needs_extra
 from covidseg.cli.interruption import sigterm_interrupts
 
 if TYPE_CHECKING:
@@ -35,8 +36,25 @@ def module(ctx: click.Context, model: str | None, device: str) -> None:
 
     tasks = find_tasks(os.environ)
     with sigterm_interrupts(), Segmenter.open(model, device=device) as segmenter:
-        for task in tasks:
+        _answer_all(tasks, segmenter)
+
+
+def _answer_all(tasks: Sequence[Task], segmenter: Segmenter) -> None:
+    """Answer each; of several, one that fails does not stop the others."""
+    from covidseg_runtime.errors import CovidsegError
+
+    if len(tasks) == 1:
+        _answer(tasks[0], segmenter)
+        return
+    failed = 0
+    for number, task in enumerate(tasks, 1):
+        try:
             _answer(task, segmenter)
+        except CovidsegError as error:
+            failed += 1
+            click.echo(f"{task.platform}: series {number} of {len(tasks)} failed: {error}", err=True)
+    if failed:
+        raise CommandError(f"{failed} of {len(tasks)} series have no results; see above", PART_FAILED)
 
 
 def _answer(task: Task, segmenter: Segmenter) -> None:

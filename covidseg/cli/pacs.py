@@ -148,6 +148,8 @@ def _authorization() -> dict[str, str]:
 def _print_status(settings: PacsSettings) -> None:
     from covidseg_runtime.pacs.series_queue import SeriesQueue
 
+    if not settings.queue.is_dir():
+        raise click.UsageError(f"there is no queue at {settings.queue}")
     queue = SeriesQueue(settings.queue, settings.limits)
     for state, count in queue.counts().items():
         click.echo(f"{state:<10} {count}")

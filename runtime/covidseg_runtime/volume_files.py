@@ -195,7 +195,7 @@ def _write_parts_atomic(path: Path, parts: Iterable[bytes]) -> None:
                 with suppress(OSError):
                     Path(file.name).unlink()
                 raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; give another place.") from error
 
@@ -215,7 +215,8 @@ def _compressed(parts: Iterable[bytes]) -> Iterator[bytes]:
     yield compressor.flush()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make a rename in it outlive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from covidseg_runtime.errors import CovidsegError, OutputError, SegmentationCancelled
+from covidseg_runtime.errors import CovidsegError, OutputError, SegmentationCancelled, VolumeError
 from covidseg_runtime.pacs.receiver import listen
 from covidseg_runtime.pacs.sender import Destination, SendError
 from covidseg_runtime.pacs.series_queue import Job, SeriesQueue
@@ -38,50 +38,78 @@ class PacsNode:
         self._settings, self._answer = settings, answer
         self._destination, self._report = destination, report
         self._not_before: dict[str, tuple[float, float]] = {}  # key -> monotonic time, wait
+        self._made: dict[str, tuple[int, Sequence[Path]]] = {}  # key -> revision, results that wait to be taken
 
     def run(self, stop: threading.Event, on_listening: Callable[[int], None] = lambda port: None) -> None:
         """Work until `stop` is set; a series that is being answered then stays in the queue.
 
         Raises:
-            OutputError: If the address cannot be listened on, or the queue not be written.
+            OutputError: If the address cannot be listened on.
+            SettingsError: If another node works on the queue.
         """
-        with listen(self._settings, self.queue) as port:
+        with self.queue.held(), listen(self._settings, self.queue) as port:
             self._report(f"listening as {self._settings.ae_title} on {self._settings.host}:{port}")
             on_listening(port)
             while not stop.is_set():
-                for key in self.queue.settle(self._settings.settle_s):
-                    self._report(f"{key}: whole, queued")
-                worked = self._answer_next(stop)
-                self.queue.forget_answered(self._settings.keep_answered_s)
+                try:
+                    worked = self._work()
+                except (OutputError, OSError) as error:  # a full disk: who sends is told, and what is here stays
+                    self._report(f"the queue cannot be written: {error} Tried again in {_FIRST_WAIT_S:g} s")
+                    stop.wait(_FIRST_WAIT_S)
+                    continue
                 if not worked:
                     stop.wait(min(_TICK_S, self._settings.settle_s))
 
-    def _answer_next(self, stop: threading.Event) -> bool:
-        """Answer the first series whose time has come; whether there was one."""
+    def _work(self) -> bool:
+        """Queue what is whole, and answer the first series whose time has come; whether there was one."""
+        for key in self.queue.settle(self._settings.settle_s):
+            self._report(f"{key}: whole, queued")
+        self.queue.forget_answered(self._settings.keep_answered_s)
         for job in self.queue.queued():
             if time.monotonic() >= self._not_before.get(job.key, (0.0, 0.0))[0]:
-                self._answer_one(job, stop)
+                self._answer_one(job)
                 return True
         return False
 
-    def _answer_one(self, job: Job, stop: threading.Event) -> None:
+    def _answer_one(self, job: Job) -> None:
         began = time.monotonic()
         try:
-            files = self._answer(job.folder, self.queue.results_of(job), job.when)
+            files = self._results_of(job)
             self._destination.send(files)
         except SegmentationCancelled:
             self._report(f"{job.key}: stopped, stays queued")
-            return
-        except (SendError, OutputError) as error:  # the archive or the disk may be well again later
+        except (SendError, OutputError, OSError) as error:  # the archive or the disk may be well again later
             self._wait(job, str(error))
-            return
         except CovidsegError as error:
-            self._report(f"{job.key}: failed: {error}")
-            self.queue.failed(job, str(error))
-            return
+            self._fail(job, str(error))
+        except Exception as error:  # our own fault, met by one series, must not take the others with it
+            # What it says may tell who the patient is.
+            self._fail(job, f"An unexpected {type(error).__name__}; covidseg segment on the same series shows where.")
+        else:
+            self._forget(job)
+            self.queue.answered(job)
+            self._report(f"{job.key}: answered with {len(files)} objects in {time.monotonic() - began:.1f} s")
+
+    def _results_of(self, job: Job) -> Sequence[Path]:
+        """The results, made once for each revision of a series, however often they are sent."""
+        if job.refused:
+            raise VolumeError(
+                f"{job.refused} instances were refused, as the series or the disk held too much; send it again."
+            )
+        revision, files = self._made.get(job.key, (None, ()))
+        if revision != job.revision:
+            files = tuple(self._answer(job.folder, self.queue.results_of(job), job.when))
+            self._made[job.key] = job.revision, files
+        return files
+
+    def _fail(self, job: Job, why: str) -> None:
+        self._forget(job)
+        self.queue.failed(job, why)
+        self._report(f"{job.key}: failed: {why}")
+
+    def _forget(self, job: Job) -> None:
         self._not_before.pop(job.key, None)
-        self.queue.answered(job)
-        self._report(f"{job.key}: answered with {len(files)} objects in {time.monotonic() - began:.1f} s")
+        self._made.pop(job.key, None)
 
     def _wait(self, job: Job, why: str) -> None:
         wait = min(_LONGEST_WAIT_S, 2 * self._not_before.get(job.key, (0.0, _FIRST_WAIT_S / 2))[1])

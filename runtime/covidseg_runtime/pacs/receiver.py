@@ -7,13 +7,17 @@ says it is by covidseg is refused as well.
 from __future__ import annotations
 
 import io
+import re
 import ssl
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pydicom import dcmread
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage
+from pydicom import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at run time
 
@@ -24,7 +28,11 @@ from covidseg_runtime.pacs.series_queue import SeriesQueue
 from covidseg_runtime.pacs.settings import PacsSettings, Tls
 
 SUCCESS, OUT_OF_RESOURCES, DOES_NOT_MATCH, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
-_TAGS = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Manufacturer"]
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+_TAGS = [Tag(name) for name in (*_UIDS, "SOPClassUID", "Manufacturer")]
+# What real scanners write: leading zeros are against the standard, and met. Without one, series would be mixed up.
+_UID = re.compile(r"[0-9.]{1,64}")
+_LARGEST_HEADER = 1 << 22  # up to the series' UID, of a deflated object
 # Who does not say soon what it wants, or does not leave after a refusal, is in the way of others.
 _IDLE_S, _NEGOTIATION_S, _LARGEST_PDU = 30.0, 3.0, 1 << 18
 
@@ -47,7 +55,8 @@ def listen(settings: PacsSettings, queue: SeriesQueue) -> Iterator[int]:
         ae.add_supported_context(kind, ALL_TRANSFER_SYNTAXES)
 
     def store(event: evt.Event) -> int:
-        return _store(queue, event.encoded_dataset())
+        request: Any = event.request  # typed as any message; a C-STORE has its data set
+        return _store(queue, event.encoded_dataset(), request.DataSet, UID(str(event.context.transfer_syntax)))
 
     try:
         server = ae.start_server(
@@ -73,21 +82,40 @@ def listen(settings: PacsSettings, queue: SeriesQueue) -> Iterator[int]:
         ae.shutdown()
 
 
-def _store(queue: SeriesQueue, content: bytes) -> int:
-    """Take one object in; its status in the words of DICOM PS3.4 B.2.3."""
+def _store(queue: SeriesQueue, content: bytes, data: io.BytesIO, syntax: UID) -> int:
+    """Take one object in, given as a file and as its data set; its status in the words of DICOM PS3.4 B.2.3."""
     try:
         with dicom_seam("The object"):
-            header = dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=list(_TAGS))
-            study_uid, series_uid, instance_uid = (str(header[name].value) for name in _TAGS[:3])
-            if str(header.get("Manufacturer", "")) == MANUFACTURER:
-                return DOES_NOT_MATCH
+            header = _read_header(data, syntax)
+            study_uid, series_uid, instance_uid = uids = [str(header[name].value) for name in _UIDS]
+            is_own = str(header.get("Manufacturer", "")) == MANUFACTURER
     except VolumeError:
         return CANNOT_UNDERSTAND
+    if not all(_UID.fullmatch(uid) for uid in uids):
+        return CANNOT_UNDERSTAND
+    if is_own:
+        return DOES_NOT_MATCH
     try:
         queue.store(study_uid, series_uid, instance_uid, content)
     except OutputError:
         return OUT_OF_RESOURCES
     return SUCCESS
+
+
+def _read_header(data: io.BytesIO, syntax: UID) -> Dataset:
+    """What names the object; of a deflated one no more is unfolded than holds that: it may unfold a thousandfold."""
+    data.seek(0)
+    if syntax.is_deflated:
+        unfolding = zlib.decompressobj(-zlib.MAX_WBITS)
+        data = io.BytesIO(unfolding.decompress(data.read(), _LARGEST_HEADER))
+    last = max(_TAGS)
+    return read_dataset(
+        data,
+        syntax.is_implicit_VR,
+        syntax.is_little_endian,
+        stop_when=lambda tag, vr, length: tag > last,
+        specific_tags=list(_TAGS),
+    )
 
 
 def server_context(tls: Tls) -> ssl.SSLContext:

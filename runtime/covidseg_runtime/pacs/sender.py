@@ -8,8 +8,9 @@ import urllib.request
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydicom import dcmread
 from pynetdicom import AE, build_context
@@ -113,10 +114,32 @@ class StowDestination:
             },
         )
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
-                refused = json.loads(response.read() or b"{}").get(_FAILED_SOP_SEQUENCE, {}).get("Value")
-        except (OSError, ValueError) as error:
+            with urllib.request.build_opener(_NoRedirection).open(request, timeout=_TIMEOUT_S) as response:
+                refused = _count_refused(response.read())
+        except (OSError, ValueError, HTTPException) as error:
             code = f" ({error.code})" if isinstance(error, urllib.error.HTTPError) else ""
-            raise SendError(f"{self.url} did not take the results{code}: {error}.") from error
+            told = " ".join(str(error).split())  # the other side's words: on one line
+            raise SendError(f"{self.url} did not take the results{code}: {told}.") from error
         if refused:
-            raise SendError(f"{self.url} did not store {len(refused)} of {len(files)} objects.")
+            raise SendError(f"{self.url} did not store {refused} of {len(files)} objects.")
+
+
+class _NoRedirection(urllib.request.HTTPRedirectHandler):
+    """Leave a redirection as the error it is: followed, it would be a GET without the results, with the secret."""
+
+    def redirect_request(self, *_: Any) -> None:  # noqa: ANN401 - of the standard library
+        """Follow nowhere."""
+
+
+def _count_refused(answer: bytes) -> int:
+    """How many objects a store response (PS3.18 10.5.3) refuses; it is an object or, of some servers, an array.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    parsed = json.loads(answer or b"{}")
+    try:
+        told = parsed if isinstance(parsed, list) else [parsed]
+        return sum(len(one.get(_FAILED_SOP_SEQUENCE, {}).get("Value") or ()) for one in told)
+    except (AttributeError, TypeError) as error:
+        raise ValueError("the answer is no store response") from error

@@ -87,6 +87,8 @@ class PacsSettings:
         if not self.allowed_addresses:
             return True
         caller = ipaddress.ip_address(address)
+        # Where the node listens by IPv6, a caller by IPv4 is shown as ::ffff:10.0.0.5.
+        caller = getattr(caller, "ipv4_mapped", None) or caller
         return any(caller in network for network in self.allowed_addresses)
 
 
