@@ -20,6 +20,7 @@ highdicom = pytest.importorskip("highdicom")
 from dicom_phantom import WHEN, phantom_result, report_of  # noqa: E402
 from dicom_tools import dciodvfy_errors, run_tool  # noqa: E402
 
+from covidseg_runtime import Segmenter  # noqa: E402
 from covidseg_runtime.dicom.read_series import read_series  # noqa: E402
 from covidseg_runtime.dicom.results import WantedObjects, make_results, write_results  # noqa: E402
 from covidseg_runtime.dicom.source_series import SourceSeries  # noqa: E402
@@ -108,15 +109,31 @@ def test_the_objects_fit_their_study(case, tmp_path: Path) -> None:
     assert "Error" not in run_tool("dcentvfy", "-f", listed)
 
 
-def test_dcm2niix_sees_the_same_voxels_at_the_same_place(tmp_path: Path) -> None:
-    run_tool("dcm2niix", "-z", "n", "-f", "other", "-o", tmp_path, SERIES)
-    (found,) = tmp_path.glob("*.nii")
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> Volume:
+    """The series as dcm2niix converts it to NIfTI."""
+    folder = tmp_path_factory.mktemp("nifti")
+    run_tool("dcm2niix", "-z", "n", "-f", "other", "-o", folder, SERIES)
+    (found,) = folder.glob("*.nii")
     image = nibabel.load(found)
+    return Volume(np.asanyarray(image.dataobj), image.affine)
+
+
+def test_dcm2niix_sees_the_same_voxels_at_the_same_place(converted) -> None:
     volume, source = read_series(SERIES)
-    theirs = to_orientation(Volume(np.asanyarray(image.dataobj), image.affine), volume.orientation)
+    theirs = to_orientation(converted, volume.orientation)
     assert np.array_equal(theirs.voxels, volume.voxels)
     assert np.allclose(theirs.affine, volume.affine, atol=1e-3)
     assert len(source.headers) == volume.shape[2]
+
+
+def test_both_get_the_same_labels(converted) -> None:
+    volume, _ = read_series(SERIES)
+    with Segmenter.open(engine="openvino", device="cpu") as segmenter:
+        ours, theirs = segmenter.segment(volume).labels, segmenter.segment(converted).labels
+    turned = to_orientation(Volume(theirs, converted.affine), volume.orientation)
+    assert (ours == 3).any()
+    assert np.array_equal(turned.voxels, ours)
 
 
 @pytest.mark.parametrize(
