@@ -14,6 +14,7 @@ import click
 from covidseg.cli.config_file import refuse_unknown_options
 from covidseg.cli.exit_codes import needs_extra
 from covidseg.cli.interruption import cancel_on_signals
+from covidseg.cli.segment_options import parse_objects
 
 if TYPE_CHECKING:
     from covidseg_runtime.pacs.sender import Destination
@@ -42,6 +43,7 @@ class PacsOptions:
     tls_ca: Path | None
     model: str | None
     device: str
+    objects: tuple[str, ...]
     lungs: bool
 
 
@@ -72,6 +74,14 @@ class PacsOptions:
 @click.option("--tls-ca", type=_FILE, help="Callers have to show a certificate that this one signed.")
 @click.option("--model", metavar="NAME|DIR", help="A shipped model, or the folder of a bundle.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:n.")
+@click.option(
+    "--objects",
+    metavar="LIST",
+    default="seg,sr,sc",
+    show_default=True,
+    type=parse_objects,
+    help="What is sent back: segmentation, structured report, picture, and pdf, a page for people.",
+)
 @click.option("--lungs", is_flag=True, help="The lungs as segments beside the infection.")
 @click.pass_context
 def pacs(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - see PacsOptions
@@ -93,7 +103,7 @@ def pacs(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - see P
     from covidseg_runtime.dicom.results import WantedObjects
 
     with cancel_on_signals() as stop, Segmenter.open(wanted.model, device=wanted.device) as segmenter:
-        answer = SegmentAnswer(segmenter, WantedObjects(lung_segments=wanted.lungs), stop)
+        answer = SegmentAnswer(segmenter, WantedObjects(wanted.objects, wanted.lungs), stop)
         PacsNode(settings, answer, destination, lambda line: click.echo(line, err=True)).run(stop)
     click.echo("stopped; what is queued is answered by the next start", err=True)
 

@@ -87,6 +87,7 @@ def _judge_places(files: OutputFiles, taken: list[Path]) -> None:
 
 
 def write_files(
+    options: SegmentOptions,
     files: OutputFiles,
     scan: Scan,
     segmentation: Segmentation,
@@ -102,7 +103,7 @@ def write_files(
     if files.preview is not None:
         infection = None if truth is None else (truth == 3).astype(truth.dtype)
         picture = render_preview(scan.volume, segmentation.labels, infection)
-    objects = () if files.dicom is None else _make_objects(scan, segmentation, report)
+    objects = () if files.dicom is None else _make_objects(scan, segmentation, report, options)
     if files.probability is not None and segmentation.infection_probability is not None:
         write_probability_map(files.probability, segmentation.infection_probability, scan.volume)
     if files.labels is not None:
@@ -114,12 +115,15 @@ def write_files(
         write_bytes_atomic(files.preview, picture)
 
 
-def _make_objects(scan: Scan, segmentation: Segmentation, report: dict[str, Any]) -> tuple[ResultObject, ...]:
+def _make_objects(
+    scan: Scan, segmentation: Segmentation, report: dict[str, Any], options: SegmentOptions
+) -> tuple[ResultObject, ...]:
     with needs_extra("dicom", "Writing DICOM"):
-        from covidseg_runtime.dicom.results import make_results
+        from covidseg_runtime.dicom.results import WantedObjects, make_results
     if scan.source is None:  # refused before any work, see scan_input
         raise click.UsageError("--output-type dicom needs a DICOM series")
-    return make_results(scan.volume, segmentation, report, scan.source)
+    wanted = WantedObjects(options.objects, options.lungs)
+    return make_results(scan.volume, segmentation, report, scan.source, wanted)
 
 
 def _write_objects(folder: Path, objects: tuple[ResultObject, ...]) -> None:

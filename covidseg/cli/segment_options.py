@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from covidseg_runtime.spooling import Spool
 
 OUTPUT_TYPES = ("nifti", "dicom")
+DICOM_OBJECTS = ("seg", "sr", "sc", "pdf")
 # The one combination whose labels have the same bits over runs and numbers of threads.
 _DETERMINISTIC: Mapping[str, Any] = MappingProxyType({"engine": "onnxruntime", "device": "cpu", "precision": "f32"})
 
@@ -41,14 +42,24 @@ def parse_window(value: str | Sequence[float]) -> tuple[float, float]:
 
 
 def parse_output_type(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Kinds of output, as text parted by commas or, in the configuration file, as an array.
+    """Kinds of output; see `_parse_list`."""
+    return _parse_list(value, OUTPUT_TYPES)
+
+
+def parse_objects(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Kinds of DICOM objects; see `_parse_list`."""
+    return _parse_list(value, DICOM_OBJECTS)
+
+
+def _parse_list(value: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Words as text parted by commas or, in the configuration file, as an array.
 
     Raises:
         click.BadParameter: if one is unknown or none is given.
     """
     names = tuple(name.strip() for name in (value.split(",") if isinstance(value, str) else value))
-    if not names or set(names) - set(OUTPUT_TYPES):
-        raise click.BadParameter(f"{value!r} is no list of outputs: any of {', '.join(OUTPUT_TYPES)} is expected.")
+    if not names or set(names) - set(known):
+        raise click.BadParameter(f"{value!r} is not what is expected: any of {', '.join(known)}, parted by commas.")
     return names
 
 
@@ -68,6 +79,8 @@ class SegmentOptions:
     output_type: tuple[str, ...]
     series: str | None
     shear_tilt: bool
+    objects: tuple[str, ...]
+    lungs: bool
     report: Path | None
     preview: Path | None
     probability: Path | None

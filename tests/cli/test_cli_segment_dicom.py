@@ -65,6 +65,14 @@ def test_a_segmentation_of_an_earlier_result_does_not_stay(here: Path, dicom_fol
     assert sorted(path.name for path in (here / "a_dicom").iterdir()) == ["sc.dcm", "sr.dcm"]
 
 
+def test_objects_are_those_asked_for(here: Path, dicom_folder: Path, tiny_bundle: Path) -> None:
+    wanted = ("--objects", "seg,pdf", "--lungs", "-ot", "dicom", "-o", "a.nii.gz")
+    assert _segment(dicom_folder, *wanted, "--model", tiny_bundle).exit_code == 0
+    objects = {path.name: pydicom.dcmread(path) for path in (here / "a_dicom").iterdir()}
+    assert sorted(objects) == ["report.pdf.dcm", "seg.dcm"]
+    assert len(objects["seg.dcm"].SegmentSequence) == 3
+
+
 def test_the_series_can_be_named(here: Path, dicom_folder: Path, tiny_bundle: Path) -> None:
     twin = series()
     for k, one in enumerate(twin):
@@ -90,7 +98,8 @@ def test_an_unsuitable_series_is_one_sentence_and_nothing_is_written(
     [
         (("-ot", "dicom"), "is no DICOM series, which --output-type dicom needs"),
         (("--series", "1.2"), "--series and --shear-tilt are for one"),
-        (("-ot", "pdf"), "any of nifti, dicom is expected"),
+        (("-ot", "pdf"), "any of nifti, dicom, parted by commas"),
+        (("--objects", "seg,rtstruct"), "any of seg, sr, sc, pdf, parted by commas"),
     ],
 )
 def test_options_that_do_not_fit_the_scan(here: Path, phantom_scan: Path, arguments: tuple[str, ...], sentence) -> None:
