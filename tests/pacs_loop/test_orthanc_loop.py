@@ -73,12 +73,12 @@ def loop(request, tmp_path_factory) -> Iterator[tuple[Namespace, Path]]:
     with (folder / "orthanc.log").open("wb") as log:
         orthanc = subprocess.Popen(starting, stdout=log, stderr=log)
     namespace = Namespace(orthanc.pid)
+    wait(lambda: is_up(namespace))  # until then the process may still be in our own network
     back = ("--stow", f"http://127.0.0.1:{HTTP}/dicom-web") if request.param == "stow" else ("--send-to", archive())
     arguments = ("pacs", "--queue", folder / "queue", "--port", NODE, "--settle", 2, *back)
     with (folder / "node.log").open("wb") as log:
         node = subprocess.Popen(namespace.command(sys.executable, "-m", "covidseg", *arguments), stderr=log, cwd=ROOT)
     try:
-        wait(lambda: is_up(namespace))
         wait(lambda: b"listening" in (folder / "node.log").read_bytes())
         namespace.run("storescu", "-aec", "ORTHANC", "+sd", "127.0.0.1", DICOM, SERIES)
         wait(lambda: len(namespace.get("/series")) == 4, 240)
