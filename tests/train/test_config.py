@@ -23,7 +23,7 @@ def test_data_root_is_replaced(tmp_path):
 
 
 def test_unknown_experiment_names_the_shipped_ones():
-    with pytest.raises(SettingsError, match="one of: default, quick"):
+    with pytest.raises(SettingsError, match="one of: default, permissive, quick"):
         load_config("nonsense")
 
 
