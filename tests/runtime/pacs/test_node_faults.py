@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import tracemalloc
 import zlib
@@ -30,12 +29,6 @@ from covidseg_runtime.pacs.settings import Limits, PacsSettings, parse_networks
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as in test_node
 ROOMY = Limits(free_bytes=0)
-
-
-@pytest.fixture(autouse=True)
-def collect_sockets() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 @pytest.fixture

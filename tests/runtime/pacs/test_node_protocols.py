@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -32,12 +31,6 @@ from covidseg_runtime.pacs.series_queue import SeriesQueue
 from covidseg_runtime.pacs.settings import Limits, PacsSettings, Tls, parse_networks
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as in test_node
-
-
-@pytest.fixture(autouse=True)
-def collect_sockets() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 @pytest.fixture
