@@ -14,7 +14,7 @@ import click
 from covidseg.cli.config_file import refuse_unknown_options
 from covidseg.cli.exit_codes import needs_extra
 from covidseg.cli.interruption import cancel_on_signals
-from covidseg.cli.segment_options import parse_objects
+from covidseg.cli.segment_options import dicom_object_options
 
 if TYPE_CHECKING:
     from covidseg_runtime.pacs.sender import Destination
@@ -74,15 +74,7 @@ class PacsOptions:
 @click.option("--tls-ca", type=_FILE, help="Callers have to show a certificate that this one signed.")
 @click.option("--model", metavar="NAME|DIR", help="A shipped model, or the folder of a bundle.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:n.")
-@click.option(
-    "--objects",
-    metavar="LIST",
-    default="seg,sr,sc",
-    show_default=True,
-    type=parse_objects,
-    help="What is sent back: segmentation, structured report, picture, and pdf, a page for people.",
-)
-@click.option("--lungs", is_flag=True, help="The lungs as segments beside the infection.")
+@dicom_object_options
 @click.pass_context
 def pacs(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - see PacsOptions
     """Receive CT series, segment them, and send SEG, report and picture back: a node beside a PACS.

@@ -16,8 +16,8 @@ from covidseg.cli.segment_files import OutputFiles, plan_files, write_files
 from covidseg.cli.segment_options import (
     SegmentOptions,
     describe_choice,
+    dicom_object_options,
     open_segmenter,
-    parse_objects,
     parse_output_type,
     parse_window,
     plan_spool,
@@ -96,15 +96,7 @@ _DEFAULT_MIN_LESION_ML = 0.05
 )
 @click.option("--series", metavar="UID", help="Of DICOM: the series. [default: the axial chest CT with most slices]")
 @click.option("--shear-tilt", is_flag=True, help="Of DICOM: undo a gantry tilt by shifting the slices.")
-@click.option(
-    "--objects",
-    metavar="LIST",
-    default="seg,sr,sc",
-    show_default=True,
-    type=parse_objects,
-    help="Of -ot dicom: segmentation, structured report, picture, and pdf, a page for people.",
-)
-@click.option("--lungs", is_flag=True, help="Of -ot dicom: the lungs as segments beside the infection.")
+@dicom_object_options
 @click.option("--report", type=_OUTPUT, help="JSON report. [default: beside the label map]")
 @click.option("--preview", type=_OUTPUT, help="Also draw slices with the labels as PNG.")
 @click.option("--probability", type=_OUTPUT, help="Also write the infection's probability, .nii.gz or .nii.")

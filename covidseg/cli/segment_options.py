@@ -51,6 +51,20 @@ def parse_objects(value: str | Sequence[str]) -> tuple[str, ...]:
     return _parse_list(value, DICOM_OBJECTS)
 
 
+def dicom_object_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options `--objects` and `--lungs`."""
+    objects = click.option(
+        "--objects",
+        metavar="LIST",
+        default="seg,sr,sc",
+        show_default=True,
+        type=parse_objects,
+        help="As DICOM: segmentation, structured report, picture, and pdf, a page for people.",
+    )
+    lungs = click.option("--lungs", is_flag=True, help="As DICOM: the lungs as segments beside the infection.")
+    return objects(lungs(command))
+
+
 def _parse_list(value: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """Words as text parted by commas or, in the configuration file, as an array.
 

@@ -177,12 +177,9 @@ class Segmenter:
             labels, probability = self._label_scan(slabs, grids, turned.shape, box)
         detached_ml = self._clean(labels, turned.spacing_mm, clock)
         measures, lung_warnings = self._measure(labels, turned, clock)
-
-        def to_scan(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            return reorient_array(array, preprocessing.orientation, volume.orientation)
-
+        ways = preprocessing.orientation, volume.orientation
         return Segmentation(
-            labels=to_scan(labels),
+            labels=reorient_array(labels, *ways),
             measures=measures,
             warnings=(
                 *warn_of_window(volume.window_hu),
@@ -196,7 +193,7 @@ class Segmenter:
             plan=plan,
             quality=self.settings.quality,
             timings_s=clock.timings_s,
-            infection_probability=None if probability is None else to_scan(probability),
+            infection_probability=None if probability is None else reorient_array(probability, *ways),
         )
 
     def close(self) -> None:

@@ -28,16 +28,12 @@ def covidseg(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, without a configuration file."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HOME", str(folder))
+def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The empty folder, and nothing in the environment that says where data lie or how to reach them."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     for name in ("COVIDSEG_DATA", "COVIDSEG_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    return folder
+    return here
 
 
 @pytest.fixture

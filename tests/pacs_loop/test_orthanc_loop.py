@@ -73,7 +73,11 @@ def loop(request, tmp_path_factory) -> Iterator[tuple[Namespace, Path]]:
     with (folder / "orthanc.log").open("wb") as log:
         orthanc = subprocess.Popen(starting, stdout=log, stderr=log)
     namespace = Namespace(orthanc.pid)
-    wait(lambda: is_up(namespace))  # until then the process may still be in our own network
+    try:
+        wait(lambda: is_up(namespace))  # until then the process may still be in our own network
+    except AssertionError:
+        orthanc.kill()
+        raise
     back = ("--stow", f"http://127.0.0.1:{HTTP}/dicom-web") if request.param == "stow" else ("--send-to", archive())
     arguments = ("pacs", "--queue", folder / "queue", "--port", NODE, "--settle", 2, *back)
     with (folder / "node.log").open("wb") as log:
