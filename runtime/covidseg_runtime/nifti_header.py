@@ -16,15 +16,10 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from covidseg_runtime.errors import VolumeError
+from covidseg_runtime.volume_extent import THICKEST_MM, judge_lengths, judge_size
 
 NIFTI1_BYTES = 348
 NIFTI2_BYTES = 540
-LARGEST_AXIS = 4096
-LARGEST_VOLUME = 1024 * 1024 * 2000
-THICKEST_MM = 20.0
-# No CT is longer than its table or wider than its bore. A small file with thick voxels would fill any memory once it
-# is brought to the network's spacing.
-LONGEST_MM, WIDEST_MM = 2500.0, 1200.0
 _FARTHEST_MM = 1e6
 _READABLE = ("u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8")
 
@@ -101,11 +96,7 @@ def _judge_shape(header: Nifti1Header, name: str) -> tuple[int, int, int]:
         given = "×".join(str(n) for n in lengths[: max(0, min(axes, 7))])
         raise VolumeError(f"{name} has {axes} dimensions ({given}); one 3D volume is expected.")
     x, y, z = lengths[:3]
-    if min(x, y, z) < 1 or max(x, y, z) > LARGEST_AXIS or x * y * z > LARGEST_VOLUME:
-        raise VolumeError(
-            f"{name} says it has {x}×{y}×{z} voxels; 1 to {LARGEST_AXIS} an axis and {LARGEST_VOLUME:,} in all "
-            "are accepted."
-        )
+    judge_size((x, y, z), name)
     if min(x, y, z) < 2:
         raise VolumeError(f"{name} has {x}×{y}×{z} voxels: a single slice; one 3D volume is expected.")
     return x, y, z
@@ -168,11 +159,6 @@ def _judge_affine(header: Nifti1Header, name: str) -> NDArray[np.float64]:
 
 
 def _judge_extent(affine: NDArray[np.float64], shape: tuple[int, int, int], name: str) -> None:
-    extents = np.linalg.norm(affine[:3, :3], axis=0) * shape
-    if extents.max() > LONGEST_MM or sorted(extents)[1] > WIDEST_MM:
-        raise VolumeError(
-            f"{name} is {np.round(extents).astype(int).tolist()} mm long along its axes; up to {LONGEST_MM:.0f} mm "
-            f"along one and {WIDEST_MM:.0f} mm along the others are expected. Is its voxel spacing right?"
-        )
+    judge_lengths(np.linalg.norm(affine[:3, :3], axis=0) * shape, name)
     if np.abs(affine[:3, 3]).max() > _FARTHEST_MM:
         raise VolumeError(f"{name} lies {np.abs(affine[:3, 3]).max():g} mm from its origin; its affine is damaged.")

@@ -13,8 +13,8 @@ from covidseg_runtime.engines.engine import Engine
 from covidseg_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from covidseg_runtime.engines.openvino_engine import OpenVinoEngine
 from covidseg_runtime.errors import BundleError, CovidsegError, EngineError, VolumeError
-from covidseg_runtime.nifti_header import LARGEST_AXIS, LARGEST_VOLUME
 from covidseg_runtime.volume import Volume
+from covidseg_runtime.volume_extent import LARGEST_AXIS, LARGEST_VOLUME
 from covidseg_runtime.volume_files import read_label_map, read_volume
 
 LONGEST_MESSAGE = 1000

@@ -32,7 +32,7 @@ from pydicom.uid import (
 from covidseg_runtime.dicom.instances import LARGEST_HEADER, ByteSource, Instance, dicom_seam, open_at_pixels
 from covidseg_runtime.dicom.series_choice import shown_uid
 from covidseg_runtime.errors import VolumeError
-from covidseg_runtime.nifti_header import LARGEST_AXIS, LARGEST_VOLUME
+from covidseg_runtime.volume_extent import LARGEST_AXIS, LARGEST_VOLUME
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 COMPRESSED = (
