@@ -22,6 +22,8 @@ __all__ = ["main"]
 _COMMANDS = MappingProxyType(
     {
         "segment": "Label lungs and infection on a chest CT, or a folder of them.",
+        "report": "Write pages to read: of one scan, of two, or of a folder of results.",
+        "serve": "Answer over HTTP: jobs, and KServe v2 inference.",
         "pacs": "Receive DICOM series, send results back: a node beside a PACS.",
         "module": "Answer the series that mercure, Kaapana or MONAI Deploy hands over.",
         "evaluate": "Compare a label map with the truth.",

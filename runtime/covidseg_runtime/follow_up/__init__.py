@@ -1,0 +1,1 @@
+"""Two scans of one patient: brought to one grid, lesion by lesion compared."""

@@ -1,0 +1,1 @@
+"""Pages to read: one scan, or a group, as one self-contained HTML file each."""

@@ -1,0 +1,1 @@
+"""The runtime over HTTP: jobs, and KServe v2 inference."""
