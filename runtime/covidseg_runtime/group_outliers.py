@@ -93,7 +93,12 @@ def _odd_volumes(row: Row, spreads: Mapping[str, Spread | None]) -> tuple[str, .
     reasons = []
     for name, what, lowest_score in _VOLUMES:
         volume, spread = number_of(row, name), spreads[name]
-        if spread is None or not volume or lowest_score <= (score := spread.score(volume)) <= LARGEST_SCORE:
+        if (
+            spread is None
+            or volume is None
+            or volume <= 0
+            or lowest_score <= (score := spread.score(volume)) <= LARGEST_SCORE
+        ):
             continue
         reasons.append(
             f"{what} of {volume:.1f} mL: {abs(score):.1f} scaled MAD {'above' if score > 0 else 'below'} the group's "
