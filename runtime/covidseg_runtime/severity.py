@@ -210,9 +210,9 @@ def _nearest_lobes(lobes: NDArray[np.uint8], labels: NDArray[np.uint8], spacing_
         [_outside(z, *pair) for z, pair in enumerate(zip(planes(lobes), planes(labels), strict=True))]
     )
     if len(places):
-        cells = places // coarse.steps - coarse.first
-        nearest = nearest_voxels(coarse.labels > 0, cells, coarse.spacing_mm)
-        counts += np.bincount(coarse.labels[tuple(nearest.T)], minlength=len(counts))
+        cells = (places // coarse.steps - coarse.first).astype(np.intp)
+        nearest = nearest_voxels(coarse.highest > 0, cells, coarse.spacing_mm)
+        counts += np.bincount(coarse.highest[tuple(nearest.T)], minlength=len(counts))
     return counts
 
 

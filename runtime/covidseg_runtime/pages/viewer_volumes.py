@@ -125,7 +125,8 @@ def _at_centres(labels: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
 
 
 def _grey_levels(hu: NDArray[np.float32], step_hu: float) -> NDArray[np.uint8]:
-    return np.rint((np.clip(hu, LOWEST_HU, HIGHEST_HU) - LOWEST_HU) / step_hu).astype(np.uint8)
+    levels = (np.clip(hu, LOWEST_HU, HIGHEST_HU) - LOWEST_HU) / np.float32(step_hu)
+    return np.asarray(np.rint(levels), dtype=np.uint8)
 
 
 def _nifti(voxels: NDArray[np.uint8], affine: NDArray[np.float64], step_hu: float | None) -> bytes:
