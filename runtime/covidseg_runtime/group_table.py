@@ -87,7 +87,12 @@ def result_path(folder: Path, record: ScanRecord, kind: Literal["labels", "repor
     entry = record.outputs.get(kind)
     if entry is None:
         return None
-    below = PurePosixPath(entry["file"])
+    return path_below(folder, entry["file"])
+
+
+def path_below(folder: Path, name: str) -> Path | None:
+    """A path that a manifest names; None where it leads out of the folder."""
+    below = PurePosixPath(name)
     return None if below.is_absolute() or ".." in below.parts else folder / below
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 # A logarithm knows no 0: what is smaller than this has a place of its own before the axis' first decade.
 SMALLEST_ON_LOG_AXIS = 0.1
-_PLACE_OF_SMALL, _START_OF_DECADES = 0.03, 0.1
+_PLACE_OF_SMALL, _START_OF_DECADES = 0.04, 0.14
 _BINS_A_STEP, _BINS_A_DECADE = 2, 4
 _MOST_STEPS = 7
 

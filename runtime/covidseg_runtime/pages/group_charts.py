@@ -106,13 +106,8 @@ def describe_spread(label: str, values: Sequence[float]) -> str:
     """Number, median and quartiles (interpolated) in a sentence."""
     if not values:
         return "No scan has this number."
-    low, median, high = (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}" for value in _quantiles(values))
-    return f"{_scans(len(values))}: median {median}, half of them from {low} to {high} ({label})."
-
-
-def _quantiles(values: Sequence[float]) -> tuple[float, float, float]:
-    low, median, high = (float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
-    return low, median, high
+    low, median, high = (_short(float(value)) for value in np.quantile(values, (0.25, 0.5, 0.75)))
+    return f"{label}: median {median}, quartiles {low} and {high}, of {_scans(len(values))}."
 
 
 def _frame(name: str, title: str, words: str, content: Markup) -> Markup:
@@ -210,6 +205,10 @@ def _diagonal(axes: tuple[Axis, Axis], text: str) -> Markup:
         '<g aria-hidden="true"><path class="diagonal" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>'
         '<text class="tick end" x="{:.1f}" y="{:.1f}">{}</text></g>'
     ).format(x0, y0, x1, y1, x1 - 8, y1 + 4, text)
+
+
+def _short(value: float) -> str:
+    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}").replace("-", "−")
 
 
 def _x(place: float) -> float:
