@@ -101,8 +101,8 @@ def _odd_volumes(row: Row, spreads: Mapping[str, Spread | None]) -> tuple[str, .
         ):
             continue
         reasons.append(
-            f"{what} of {volume:.1f} mL: {abs(score):.1f} scaled MAD {'above' if score > 0 else 'below'} the group's "
-            f"median of {math.exp(spread.center):.1f} mL"
+            f"{what} of {_ml(volume)}: {abs(score):.1f} scaled MAD {'above' if score > 0 else 'below'} the group's "
+            f"median of {_ml(math.exp(spread.center))}"
         )
     return tuple(reasons)
 
@@ -146,3 +146,7 @@ def _altered_files(row: Row) -> tuple[str, ...]:
             ending = f": {consequence}" if what == "report" else ""
             reasons.append(f"the {what} is missing{ending}")
     return tuple(reasons)
+
+
+def _ml(volume: float) -> str:
+    return f"{volume:.0f} mL" if volume >= 100 else f"{volume:.1f} mL"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 # A logarithm knows no 0: what is smaller than this has a place of its own before the axis' first decade.
 SMALLEST_ON_LOG_AXIS = 0.1
 _PLACE_OF_SMALL, _START_OF_DECADES = 0.04, 0.14
-_BINS_A_STEP, _BINS_A_DECADE = 2, 4
+# (bins a step, bins a decade): of many scans finer ones say something.
+_COARSE, _FINE, _MANY_SCANS = (2, 4), (5, 8), 500
 _MOST_STEPS = 7
 
 
@@ -66,13 +67,10 @@ class LinearAxis:
         values = (number * self.step for number in range(self.first, self.last + 1))
         return tuple(Tick(self.place(value), _text(value)) for value in values)
 
-    @property
-    def bins(self) -> tuple[Bin, ...]:
-        """Two a step."""
-        edges = [
-            (self.first + number / _BINS_A_STEP) * self.step
-            for number in range((self.last - self.first) * _BINS_A_STEP + 1)
-        ]
+    def bins(self, scans: int) -> tuple[Bin, ...]:
+        """Two a step, five for many scans."""
+        parts = _bins_for(scans)[0]
+        edges = [(self.first + number / parts) * self.step for number in range((self.last - self.first) * parts + 1)]
         return _between(edges, self)
 
 
@@ -112,15 +110,14 @@ class LogAxis:
         powers = (10.0**power for power in range(self.first, self.last + 1))
         return (*small, *(Tick(self.place(value), _text(value)) for value in powers))
 
-    @property
-    def bins(self) -> tuple[Bin, ...]:
-        """Four a decade, and one for what is small."""
+    def bins(self, scans: int) -> tuple[Bin, ...]:
+        """Four a decade, eight for many scans, and one for what is small."""
+        parts = _bins_for(scans)[1]
         small: tuple[Bin, ...] = ()
         if self.start:
             width = 2 * _PLACE_OF_SMALL
             small = (Bin(-math.inf, SMALLEST_ON_LOG_AXIS, 0.0, width, f"below {SMALLEST_ON_LOG_AXIS:g}"),)
-        count = (self.last - self.first) * _BINS_A_DECADE
-        edges = [10.0 ** (self.first + number / _BINS_A_DECADE) for number in range(count + 1)]
+        edges = [10.0 ** (self.first + number / parts) for number in range((self.last - self.first) * parts + 1)]
         return (*small, *_between(edges, self))
 
 
@@ -131,6 +128,10 @@ def counts_axis(highest: int) -> LinearAxis:
     """An axis for whole numbers from 0 to `highest`, with a little room above."""
     step = max(1.0, _round_step(highest / 5 or 1.0))
     return LinearAxis("scans", step, 0, math.floor(highest / step) + 1)
+
+
+def _bins_for(scans: int) -> tuple[int, int]:
+    return _FINE if scans >= _MANY_SCANS else _COARSE
 
 
 def _between(edges: Sequence[float], axis: Axis) -> tuple[Bin, ...]:

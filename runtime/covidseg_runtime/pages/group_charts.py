@@ -22,7 +22,7 @@ STANDINGS: tuple[Standing, ...] = ("plain", "warned", "outlier")
 MOST_LINKED_POINTS = 1000
 
 _WIDTH, _HEIGHT = 460, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 446, 34, 228
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 436, 34, 228
 _QUARTILES_Y = 22  # where median and quartiles of a histogram are drawn
 _LABEL_Y = 270
 
@@ -70,7 +70,7 @@ def draw_histogram(name: str, title: str, axis: Axis, marks: Sequence[Mark]) -> 
         axis: Of the values.
         marks: One a scan; `x` is the value.
     """
-    table = [(bin_, _count(bin_, marks)) for bin_ in axis.bins]
+    table = [(bin_, _count(bin_, marks)) for bin_ in axis.bins(len(marks))]
     counts = counts_axis(max((sum(of_bin) for _, of_bin in table), default=0))
     bars = Markup("").join(_bar(bin_, of_bin, counts) for bin_, of_bin in table if sum(of_bin))
     quartiles = np.quantile([mark.x for mark in marks], (0.25, 0.5, 0.75)) if marks else None
@@ -203,8 +203,8 @@ def _diagonal(axes: tuple[Axis, Axis], text: str) -> Markup:
     (x0, y0), (x1, y1) = places
     return Markup(
         '<g aria-hidden="true"><path class="diagonal" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>'
-        '<text class="tick end" x="{:.1f}" y="{:.1f}">{}</text></g>'
-    ).format(x0, y0, x1, y1, x1 - 8, y1 + 4, text)
+        '<text class="tick" x="{:.1f}" y="{:.1f}">{}</text></g>'
+    ).format(x0, y0, x1, y1, x0 + (x1 - x0) / 3 + 10, y0 + (y1 - y0) / 3 + 12, text)
 
 
 def _short(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from covidseg_runtime.group_table import Group, GroupScan
 from covidseg_runtime.pages.chart_axes import LinearAxis, LogAxis
 from covidseg_runtime.pages.group_charts import Chart, Mark, draw_histogram, draw_scatter
 from covidseg_runtime.pages.group_numbers import (
-    MISSING,
     describe_mixture,
     describe_ranges,
     describe_settings,
@@ -25,7 +24,7 @@ from covidseg_runtime.pages.group_numbers import (
 from covidseg_runtime.pages.page import render
 from covidseg_runtime.pages.sentence_groups import group_sentences
 
-# Above so many scans of one sentence the rest is counted; the table has them all.
+# Of more outliers, or scans of one sentence, the rest is counted; the table has them all.
 _MOST_LISTED = 100
 _HISTOGRAMS = (
     ("infection_percent", "Infected share of the lungs", "infected lung, %", LinearAxis),
@@ -37,8 +36,6 @@ _HISTOGRAMS = (
 _COLUMNS = (
     ("lung_ml", "lungs, mL", 0),
     ("infection_ml", "infection, mL", 1),
-    ("infection_low_ml", "range from, mL", 1),
-    ("infection_high_ml", "range to, mL", 1),
     ("infection_percent", "infected, %", 1),
     ("infection_left_percent", "left, %", 1),
     ("infection_right_percent", "right, %", 1),
@@ -89,7 +86,7 @@ def render_group_page(group: Group, files: GroupFiles) -> bytes:
         ranges=describe_ranges(rows),
         statistics=describe_statistics(group),
         charts=_charts(done, files),
-        outliers=[{**_listed(scan, files), "reasons": scan.outlier} for scan in done if scan.outlier],
+        outliers=_outliers(done, files),
         failures=_sentences(
             ((scan, scan.record.error or "no reason was recorded") for scan in group.scans if not scan.done), files
         ),
@@ -100,8 +97,7 @@ def render_group_page(group: Group, files: GroupFiles) -> bytes:
     )
 
 
-def _charts(scans: Iterable[GroupScan], files: GroupFiles) -> list[Chart]:
-    scans = tuple(scans)
+def _charts(scans: Sequence[GroupScan], files: GroupFiles) -> list[Chart]:
     charts = []
     for column, title, label, kind in _HISTOGRAMS:
         marks = _marks(scans, files, column)
@@ -112,7 +108,7 @@ def _charts(scans: Iterable[GroupScan], files: GroupFiles) -> list[Chart]:
         LinearAxis.of("lungs, mL", [mark.x for mark in marks]),
         LinearAxis.of("infected lung, %", [0.0, *(mark.y for mark in marks)]),
     )
-    charts.append(draw_scatter("share-against-lungs", "Infected share against the volume of the lungs", axes, marks))
+    charts.append(draw_scatter("share-against-lungs", "Infected share against lung volume", axes, marks))
     marks = _marks(scans, files, "consolidation_ml", "ground_glass_ml")
     volumes = [volume for mark in marks for volume in (mark.x, mark.y)]
     # Both axes from the same values: they have the same scale, and the diagonal is one.
@@ -137,6 +133,12 @@ def _listed(scan: GroupScan, files: GroupFiles) -> dict[str, Any]:
     return {"name": scan.row["scan"], "link": files.links.get(scan.record.scan)}
 
 
+def _outliers(scans: Sequence[GroupScan], files: GroupFiles) -> list[dict[str, Any]]:
+    """Those with most reasons first; in large groups not all of them, which the table has."""
+    ordered = sorted((scan for scan in scans if scan.outlier), key=lambda scan: -len(scan.outlier))
+    return [{**_listed(scan, files), "reasons": scan.outlier} for scan in ordered[:_MOST_LISTED]]
+
+
 def _sentences(said: Iterable[tuple[GroupScan, str]], files: GroupFiles) -> list[dict[str, Any]]:
     """Sentences that differ in numbers only, with their scans."""
     told = list(said)
@@ -153,10 +155,16 @@ def _sentences(said: Iterable[tuple[GroupScan, str]], files: GroupFiles) -> list
 
 def _table_row(scan: GroupScan, files: GroupFiles) -> dict[str, Any]:
     remark = "; ".join(scan.outlier) if scan.done else f"failed: {scan.row['error'] or 'no reason was recorded'}"
-    cells = [number_text(number_of(scan.row, name), digits) for name, _, digits in _COLUMNS]
+    ranges = {"infection_ml": _range(scan)}
+    cells = [(number_text(number_of(scan.row, name), digits), ranges.get(name)) for name, _, digits in _COLUMNS]
     return {
         **_listed(scan, files),
         "standing": standing_of(scan) if scan.done else "failed",
-        "cells": cells if scan.done else [MISSING] * len(cells),
+        "cells": cells,
         "remark": remark,
     }
+
+
+def _range(scan: GroupScan) -> str | None:
+    low, high = (number_of(scan.row, name) for name in ("infection_low_ml", "infection_high_ml"))
+    return None if low is None or high is None else f"{number_text(low, 1)} to {number_text(high, 1)}"

@@ -11,12 +11,12 @@
   const shown = document.getElementById("shown");
   const chosen = { sort: "scan", order: "ascending" };
 
-  // A number, or null for the dash of a missing one; of a text column the text.
+  // The number that a cell begins with, or null for the dash of a missing one; of a text column the text.
   const valueOf = (row, index) => {
     const text = row.cells[index].textContent.trim();
     if (!headers[index].classList.contains("number")) return text.toLowerCase();
-    const number = Number(text.replace("\u2212", "-"));
-    return text === "" || Number.isNaN(number) ? null : number;
+    const number = parseFloat(text.replace("\u2212", "-"));
+    return Number.isNaN(number) ? null : number;
   };
 
   const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b);
