@@ -7,8 +7,18 @@
   const SLICE_AXIS = { all: 2, axial: 2, coronal: 1, sagittal: 0 };
   const SLICE_NAME = { all: "Axial slice", axial: "Axial slice", coronal: "Coronal slice", sagittal: "Sagittal slice" };
   const LABEL_NAMES = ["", "left lung", "right lung", "infection"];
-  const SLICE_TYPE = { axial: 0, coronal: 1, sagittal: 2, render: 4 };
-  const INFECTION = 3;
+  const SLICE_TYPE = { axial: 0, coronal: 1, sagittal: 2 };
+  const QUIET = {
+    logLevel: "error",
+    backColor: [0, 0, 0, 1],
+    fontColor: [1, 1, 1, 1],
+    dragAndDropEnabled: false,
+    showLegend: false,
+    loadingText: "",
+    clipPlaneHotKey: "",
+    cycleClipPlaneHotKey: "",
+    viewModeHotKey: "",
+  };
 
   function bytesOf(base64) {
     return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0)).buffer;
@@ -20,6 +30,31 @@
     byId("viewer-status").textContent = "The slices are shown as a picture: " + reason;
   }
 
+  // Names of labels with their colours, and how solid each is, as NiiVue wants them.
+  function colormapOf(colours, alphas) {
+    const channel = (index) => [0, 1, 2, 3].map((label) => (label ? colours[label][index] : 0));
+    return { R: channel(0), G: channel(1), B: channel(2), A: alphas, labels: LABEL_NAMES };
+  }
+
+  // The labels alone in space: infection within lungs of glass. Made when it is first asked for, as it costs time
+  // where the browser draws without a graphics card.
+  class Rendering {
+    constructor(settings) {
+      this.settings = settings;
+      this.canvas = byId("canvas-3d");
+    }
+
+    async start() {
+      this.niivue = new niivue.Niivue({ ...QUIET, sliceType: niivue.SLICE_TYPE.RENDER, isOrientCube: true });
+      await this.niivue.attachToCanvas(this.canvas);
+      const url = bytesOf(this.settings.labels);
+      this.labels = await niivue.NVImage.loadFromUrl({ url, name: "labels.nii.gz" });
+      this.labels.setColormapLabel(colormapOf(this.settings.colours, [0, 6, 6, 255]));
+      this.niivue.addVolume(this.labels);
+      this.niivue.setRenderAzimuthElevation(180, 10);
+    }
+  }
+
   class Viewer {
     constructor(settings) {
       this.settings = settings;
@@ -28,22 +63,15 @@
       this.showsLungs = false;
       this.canvas = byId("canvas");
       this.niivue = new niivue.Niivue({
-        logLevel: "error",
-        backColor: [0, 0, 0, 1],
+        ...QUIET,
         crosshairColor: [1, 0.85, 0.2, 0.55],
+        crosshairWidthUnit: "mm",
+        crosshairWidth: 0.6,
         crosshairGap: 12,
-        fontColor: [1, 1, 1, 1],
         isRadiologicalConvention: true,
         sagittalNoseLeft: true,
-        isOrientationTextVisible: true,
-        dragAndDropEnabled: false,
+        showAllOrientationMarkers: true,
         dragMode: niivue.DRAG_MODE.windowing,
-        isColorbar: false,
-        showLegend: false,
-        loadingText: "",
-        clipPlaneHotKey: "",
-        cycleClipPlaneHotKey: "",
-        viewModeHotKey: "",
         onLocationChange: (place) => this.tellPlace(place),
       });
     }
@@ -51,35 +79,35 @@
     async start() {
       byId("viewer").hidden = false;
       await this.niivue.attachToCanvas(this.canvas);
-      for (const name of ["scan", "labels"]) {
-        const url = bytesOf(this.settings[name]);
-        this.niivue.addVolume(await niivue.NVImage.loadFromUrl({ url, name: name + ".nii.gz" }));
-      }
-      [this.scan, this.labels] = this.niivue.volumes;
-      this.setWindow("lung");
-      this.colourLabels();
-      this.setOpacity();
-      this.setPlanes("all");
+      this.scan = await this.read("scan", this.settings.windows.lung);
+      this.labels = await this.read("labels", [0, 3]);
+      this.labels.opacity = byId("opacity").value / 100;
+      this.labels.setColormapLabel(this.colormap());
+      // NiiVue computes its textures anew with every volume that is added: once is enough.
+      this.niivue.volumes = [this.scan];
+      this.niivue.addVolume(this.labels);
+      await this.setPlanes("all");
       this.jump(this.settings.start_mm);
     }
 
-    colourLabels() {
-      const shown = [false, this.showsLungs, this.showsLungs, this.showsInfection];
-      const colour = (channel) => [0, 1, 2, 3].map((label) => (label ? this.settings.colours[label][channel] : 0));
-      this.labels.setColormapLabel({
-        R: colour(0),
-        G: colour(1),
-        B: colour(2),
-        A: shown.map((is) => (is ? 255 : 0)),
-        labels: LABEL_NAMES,
-      });
-      this.niivue.updateGLVolume();
-      press("#show-infection", this.showsInfection);
-      press("#show-lungs", this.showsLungs);
+    read(name, [cal_min, cal_max]) {
+      const url = bytesOf(this.settings[name]);
+      return niivue.NVImage.loadFromUrl({ url, name: name + ".nii.gz", cal_min, cal_max });
     }
 
-    setOpacity() {
-      this.niivue.setOpacity(1, byId("opacity").value / 100);
+    colormap() {
+      const shown = [false, this.showsLungs, this.showsLungs, this.showsInfection];
+      return colormapOf(this.settings.colours, shown.map((is) => (is ? 255 : 0)));
+    }
+
+    // Only the labels: the scan's textures stay.
+    redrawLabels() {
+      this.labels.opacity = byId("opacity").value / 100;
+      this.labels.setColormapLabel(this.colormap());
+      this.niivue.refreshLayers(this.labels, 1);
+      this.niivue.drawScene();
+      press("#show-infection", this.showsInfection);
+      press("#show-lungs", this.showsLungs);
     }
 
     setWindow(name) {
@@ -88,9 +116,12 @@
       for (const button of document.querySelectorAll("[data-window]")) press(button, button.dataset.window === name);
     }
 
-    setPlanes(name) {
+    async setPlanes(name) {
       this.planes = name;
-      if (name === "all") this.niivue.setCustomLayout(layoutFor(this.canvas));
+      byId("stage-3d").hidden = name !== "render";
+      byId("stage").hidden = name === "render";
+      if (name === "render") await this.render();
+      else if (name === "all") this.niivue.setCustomLayout(layoutFor(this.canvas));
       else {
         this.niivue.clearCustomLayout();
         this.niivue.setSliceType(SLICE_TYPE[name]);
@@ -100,7 +131,14 @@
       byId("slice").disabled = axis === undefined;
       byId("slice-name").textContent = SLICE_NAME[name] || "Slice";
       if (axis !== undefined) byId("slice").max = this.scan.dimsRAS[axis + 1];
-      this.niivue.createOnLocationChange();
+      if (axis !== undefined) this.niivue.createOnLocationChange();
+    }
+
+    async render() {
+      if (!this.rendering) {
+        this.rendering = new Rendering(this.settings);
+        await this.rendering.start();
+      }
     }
 
     jump(mm) {
@@ -135,12 +173,12 @@
     }
   }
 
-  // All planes: a large axial slice, and beside or below it the others and the rendering.
+  // All planes: a large axial slice, and beside or below it the others.
   function layoutFor(canvas) {
-    const { AXIAL, CORONAL, SAGITTAL, RENDER } = niivue.SLICE_TYPE;
+    const { AXIAL, CORONAL, SAGITTAL } = niivue.SLICE_TYPE;
     const tile = (sliceType, left, top, width, height) => ({ sliceType, position: [left, top, width, height] });
-    if (canvas.clientWidth > 1.2 * canvas.clientHeight)
-      return [tile(AXIAL, 0, 0, 0.6, 1), tile(CORONAL, 0.6, 0, 0.4, 0.34), tile(SAGITTAL, 0.6, 0.34, 0.4, 0.33), tile(RENDER, 0.6, 0.67, 0.4, 0.33)];
+    if (canvas.clientWidth > 1.1 * canvas.clientHeight)
+      return [tile(AXIAL, 0, 0, 0.6, 1), tile(CORONAL, 0.6, 0, 0.4, 0.5), tile(SAGITTAL, 0.6, 0.5, 0.4, 0.5)];
     return [tile(AXIAL, 0, 0, 1, 0.55), tile(CORONAL, 0, 0.55, 0.5, 0.45), tile(SAGITTAL, 0.5, 0.55, 0.5, 0.45)];
   }
 
@@ -158,13 +196,13 @@
     };
     const toggle = (what) => {
       viewer[what] = !viewer[what];
-      viewer.colourLabels();
+      viewer.redrawLabels();
     };
     on("[data-planes]", "click", (button) => viewer.setPlanes(button.dataset.planes));
     on("[data-window]", "click", (button) => viewer.setWindow(button.dataset.window));
     on("#show-infection", "click", () => toggle("showsInfection"));
     on("#show-lungs", "click", () => toggle("showsLungs"));
-    on("#opacity", "input", () => viewer.setOpacity());
+    on("#opacity", "input", () => viewer.redrawLabels());
     on("#slice", "input", (slider) => viewer.setSlice(Number(slider.value)));
     on("[data-mm]", "click", (button) => {
       viewer.jump(button.dataset.mm.split(",").map(Number));
