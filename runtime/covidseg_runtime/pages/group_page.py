@@ -112,7 +112,10 @@ def _charts(scans: Sequence[GroupScan], files: GroupFiles) -> list[Chart]:
     marks = _marks(scans, files, "consolidation_ml", "ground_glass_ml")
     volumes = [volume for mark in marks for volume in (mark.x, mark.y)]
     # Both axes from the same values: they have the same scale, and the diagonal is one.
-    log_axes = (LogAxis.of("consolidation, mL (logarithmic)", volumes), LogAxis.of("ground glass, mL", volumes))
+    log_axes = (
+        LogAxis.of("consolidation, mL (logarithmic)", volumes),
+        LogAxis.of("ground glass, mL (logarithmic)", volumes),
+    )
     title = "Ground glass against consolidation"
     charts.append(draw_scatter("ground-glass-consolidation", title, log_axes, marks, diagonal="as much of both"))
     return charts

@@ -41,7 +41,7 @@ def group_sentences(said: Iterable[tuple[str, str]]) -> tuple[SentenceGroup, ...
 
 def _without_name(sentence: str, scan: str) -> str:
     for name in (scan, scan.rpartition("/")[2]):
-        sentence = sentence.replace(name, _ANYTHING)
+        sentence = re.sub(rf"(?<![\w/]){re.escape(name)}(?!\w)", _ANYTHING, sentence)
     return sentence
 
 
