@@ -15,6 +15,7 @@ from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.engines.fake_engine import PointwiseEngine
 from covidseg_runtime.folder_run import open_folder_run
 from covidseg_runtime.folder_scans import FolderJob
+from covidseg_runtime.segment_settings import SegmentSettings
 from covidseg_runtime.segmenter import Segmenter
 
 # Of the phantom, by hand: 20×14 and 16×14 voxels in 20 rows, 6×7×7 of them infected, of 4.5 mm³.
@@ -34,9 +35,10 @@ def segment_phantoms(folder: Path, names: Iterable[str], bundle: Path, *, broken
     return folder / "results"
 
 
-def run_folder(folder: Path, bundle: Path) -> None:
+def run_folder(folder: Path, bundle: Path, **settings: Any) -> None:
     """Segment what is left of `folder`/scans."""
-    segmenter = Segmenter(load_bundle(bundle), PointwiseEngine(pointwise_logits))
+    engine = PointwiseEngine(pointwise_logits)
+    segmenter = Segmenter(load_bundle(bundle), engine, SegmentSettings(**settings))
     with open_folder_run(FolderJob(folder / "scans", folder / "results"), segmenter) as run:
         run.segment(lambda record: None)
 
