@@ -54,7 +54,8 @@ def report_folder(folder: Path, options: FolderReportOptions) -> None:
     tally = _make_pages(group, output, options.scans)
     pages = _write_overview(group, output, tables)
     if tally.interrupted:
-        click.echo(f"Interrupted: {tally.left} pages are left; the same command goes on.", err=True)
+        verb = "is" if tally.left == 1 else "are"
+        click.echo(f"Interrupted: {_pages(tally.left)} {verb} left; the same command goes on.", err=True)
         raise click.exceptions.Exit(INTERRUPTED)
     _print_end(group, pages, [*tables, output / PAGE_NAME])
     if tally.failed:
@@ -123,7 +124,7 @@ def _make_pages(group: Group, output: Path, scans: Path | None) -> _Tally:
     job = PageJob(group, scans, output)
     wanted = scans_without_page(job)
     tally = _Tally(len(wanted))
-    click.echo(f"{len(group.scans)} scans, {len(wanted)} pages to make", err=True)
+    click.echo(f"{len(group.scans)} scans, {_pages(tally.total)} to make", err=True)
     with cancel_on_signals() as cancel:
         try:
             make_pages(job, wanted, tally.count, cancel)
@@ -148,6 +149,10 @@ def _write_overview(group: Group, output: Path, tables: list[Path]) -> int:
 def _url(page: Path, folder: Path) -> str:
     """Where a page lies, seen from `folder`; what is not a letter is escaped, so that no name can be a scheme."""
     return quote_from_bytes(os.fsencode(os.path.relpath(page, folder)), safe="/")
+
+
+def _pages(count: int) -> str:
+    return f"{count} page" if count == 1 else f"{count} pages"
 
 
 def _print_end(group: Group, pages: int, written: list[Path]) -> None:
