@@ -22,7 +22,7 @@ STANDINGS: tuple[Standing, ...] = ("plain", "warned", "outlier")
 MOST_LINKED_POINTS = 1000
 
 _WIDTH, _HEIGHT = 460, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 436, 34, 228
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 436, 34, 228
 _QUARTILES_Y = 22  # where median and quartiles of a histogram are drawn
 _LABEL_Y = 270
 
@@ -107,7 +107,7 @@ def describe_spread(label: str, values: Sequence[float]) -> str:
     if not values:
         return "No scan has this number."
     low, median, high = (_short(float(value)) for value in np.quantile(values, (0.25, 0.5, 0.75)))
-    return f"{label}: median {median}, quartiles {low} and {high}, of {_scans(len(values))}."
+    return f"{label[0].upper()}{label[1:]}: median {median}, quartiles {low} and {high}, of {_scans(len(values))}."
 
 
 def _frame(name: str, title: str, words: str, content: Markup) -> Markup:

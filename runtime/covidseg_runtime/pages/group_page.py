@@ -28,7 +28,7 @@ from covidseg_runtime.pages.sentence_groups import group_sentences
 _MOST_LISTED = 100
 _HISTOGRAMS = (
     ("infection_percent", "Infected share of the lungs", "infected lung, %", LinearAxis),
-    ("infection_ml", "Volume of the infection", "infection, mL (logarithmic)", LogAxis),
+    ("infection_ml", "Volume of the infection", "infection, mL (log)", LogAxis),
     ("lung_ml", "Volume of the lungs", "lungs, mL", LinearAxis),
     ("mean_infection_hu", "Mean density of the infection", "mean of the infection, HU", LinearAxis),
 )
@@ -113,8 +113,8 @@ def _charts(scans: Sequence[GroupScan], files: GroupFiles) -> list[Chart]:
     volumes = [volume for mark in marks for volume in (mark.x, mark.y)]
     # Both axes from the same values: they have the same scale, and the diagonal is one.
     log_axes = (
-        LogAxis.of("consolidation, mL (logarithmic)", volumes),
-        LogAxis.of("ground glass, mL (logarithmic)", volumes),
+        LogAxis.of("consolidation, mL (log)", volumes),
+        LogAxis.of("ground glass, mL (log)", volumes),
     )
     title = "Ground glass against consolidation"
     charts.append(draw_scatter("ground-glass-consolidation", title, log_axes, marks, diagonal="as much of both"))
@@ -157,7 +157,11 @@ def _sentences(said: Iterable[tuple[GroupScan, str]], files: GroupFiles) -> list
 
 
 def _table_row(scan: GroupScan, files: GroupFiles) -> dict[str, Any]:
-    remark = "; ".join(scan.outlier) if scan.done else f"failed: {scan.row['error'] or 'no reason was recorded'}"
+    remark = (
+        "; ".join(reason.rstrip(".") for reason in scan.outlier)
+        if scan.done
+        else f"failed: {scan.row['error'] or 'no reason was recorded'}"
+    )
     ranges = {"infection_ml": _range(scan)}
     cells = [(number_text(number_of(scan.row, name), digits), ranges.get(name)) for name, _, digits in _COLUMNS]
     return {
@@ -169,5 +173,6 @@ def _table_row(scan: GroupScan, files: GroupFiles) -> dict[str, Any]:
 
 
 def _range(scan: GroupScan) -> str | None:
+    """The range of the volume of infection; that of none, scaled from 0, would say it is sure."""
     low, high = (number_of(scan.row, name) for name in ("infection_low_ml", "infection_high_ml"))
-    return None if low is None or high is None else f"{number_text(low, 1)} to {number_text(high, 1)}"
+    return f"{number_text(low, 1)} to {number_text(high, 1)}" if low is not None and high else None

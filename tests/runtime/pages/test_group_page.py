@@ -173,11 +173,11 @@ def test_every_chart_has_a_title_its_content_in_words_and_named_axes(group: Grou
     labels = [[text.text for text in chart.iter(f"{SVG}text") if "label" in text.attrib["class"]] for chart in charts]
     assert labels == [
         ["infected lung, %", "scans"],
-        ["infection, mL (logarithmic)", "scans"],
+        ["infection, mL (log)", "scans"],
         ["lungs, mL", "scans"],
         ["mean of the infection, HU", "scans"],
         ["lungs, mL", "infected lung, %"],
-        ["consolidation, mL (logarithmic)", "ground glass, mL (logarithmic)"],
+        ["consolidation, mL (log)", "ground glass, mL (log)"],
     ]
     ids = [element.attrib["id"] for chart in charts for element in chart.iter() if "id" in element.attrib]
     assert len(ids) == len(set(ids)) == 2 * len(charts)
@@ -193,7 +193,7 @@ def test_every_chart_has_a_title_its_content_in_words_and_named_axes(group: Grou
 def test_the_bars_of_a_histogram_have_the_height_of_their_counts() -> None:
     values = [1.0, 2.0, 2.5, 12.0]
     marks = [Mark("a", "plain", values[0]), *(Mark("b", "warned", value) for value in values[1:])]
-    chart = draw_histogram("x", "Title", LinearAxis("mL", 10.0, 0, 2), marks)
+    chart = draw_histogram("x", "Title", LinearAxis("lesions, mL", 10.0, 0, 2), marks)
     (svg,) = _charts(str(chart.svg))
     bars = [rect for rect in svg.iter(f"{SVG}rect")]
     # Two bins a step of 10: 0 to 5 holds one plain scan and two with warnings, 10 to 15 one.
@@ -203,7 +203,7 @@ def test_the_bars_of_a_histogram_have_the_height_of_their_counts() -> None:
     assert float(bars[1].attrib["y"]) + warned == pytest.approx(float(bars[0].attrib["y"]), abs=0.2)
     assert "0 to 5: 3 scans; 10 to 15: 1 scan" in str(chart.svg)
     # Sorted 1, 2, 2.5, 12: quartiles 1.75, 2.25 and 4.875.
-    assert chart.caption == "mL: median 2.25, quartiles 1.75 and 4.88, of 4 scans."
+    assert chart.caption == "Lesions, mL: median 2.25, quartiles 1.75 and 4.88, of 4 scans."
 
 
 def test_the_points_of_a_scatter_stand_where_their_values_are_and_lead_to_their_pages() -> None:
