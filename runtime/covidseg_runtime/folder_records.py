@@ -114,7 +114,7 @@ def _parse(path: Path, line: bytes) -> ScanRecord | None:
                 outputs=_files(fields.get("outputs")),
                 measures=_mapping(fields.get("measures")),
                 warnings=_texts(fields.get("warnings")),
-                error=fields.get("error"),
+                error=_text(fields.get("error")),
                 exit_code=fields.get("exit_code", 0),
             )
     return None
@@ -122,6 +122,10 @@ def _parse(path: Path, line: bytes) -> ScanRecord | None:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -134,8 +135,16 @@ def _check_labels(folder: Path, record: ScanRecord) -> Check:
     try:
         if path is None or not path.is_file():
             return "missing"
-        if path.stat().st_mtime <= datetime.fromisoformat(record.finished).timestamp() + _CLOCK_S:
+        if path.stat().st_mtime <= _recorded_at(record) + _CLOCK_S:
             return "as recorded"
         return "as recorded" if sha256_of(path) == record.outputs["labels"]["sha256"] else "altered"
-    except (OSError, ValueError):
+    except OSError:
         return "missing"
+
+
+def _recorded_at(record: ScanRecord) -> float:
+    """When the line was written, in seconds of the clock of files; before all of them where it does not tell."""
+    try:
+        return datetime.fromisoformat(record.finished).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return -math.inf

@@ -168,6 +168,15 @@ def test_a_label_map_that_a_person_corrected_is_told(results: Path) -> None:
     assert _row(results)["labels_check"] == "missing"
 
 
+def test_a_line_that_tells_no_time_leaves_the_label_map_to_its_hash(results: Path) -> None:
+    lines = lines_of(results)
+    write_lines(results, [{**line, "finished": "yesterday", "error": ["odd"]} for line in lines])
+    row = _row(results)
+    assert (row["finished"], row["labels_check"]) == (None, "as recorded")
+    (results / "a_covidseg.nii.gz").write_bytes(b"by hand")
+    assert _row(results)["labels_check"] == "altered"
+
+
 def test_a_folder_that_was_copied_is_as_recorded(results: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(results, copy, copy_function=shutil.copyfile)

@@ -23,7 +23,7 @@ _SETTINGS = (
     ("min_lesion_ml", "smallest infection in mL"),
     ("window_low_hu", "window from HU"),
     ("window_high_hu", "window to HU"),
-    ("covidseg", "covidseg"),
+    ("covidseg", "version of covidseg"),
 )
 _MODEL = frozenset({"model", "model_sha256"})
 MISSING = "–"
@@ -91,7 +91,7 @@ def describe_settings(group: Group) -> list[tuple[str, list[tuple[str, int]]]]:
     rows = [scan.row for scan in group.scans if scan.done]
     described = []
     for column, name in _SETTINGS:
-        values = Counter(_plain(row[column]) for row in rows)
+        values = _values(rows, column)
         if set(values) - {MISSING}:
             described.append((name, values.most_common()))
     return described
@@ -102,7 +102,7 @@ def describe_mixture(group: Group) -> tuple[str, ...]:
     rows = [scan.row for scan in group.scans if scan.done]
     sentences = []
     for column, name in _SETTINGS:
-        values = Counter(_plain(row[column]) for row in rows)
+        values = _values(rows, column)
         if len(values) < 2:
             continue
         listed = ", ".join(f"{value} ({count})" for value, count in values.most_common())
@@ -138,6 +138,12 @@ def describe_ranges(rows: Sequence[Row]) -> str | None:
         f"The range beside a volume of infection is where the reference's volume lay in {of_cases}: single volumes may "
         "be off by as much, and the mean of a group may be off in one direction."
     )
+
+
+def _values(rows: Sequence[Row], column: str) -> Counter[str]:
+    """How many scans have each value; a version is in the report alone, which may be missing."""
+    values = (row[column] for row in rows if column != "covidseg" or row[column] is not None)
+    return Counter(_plain(value) for value in values)
 
 
 def _statistic(measure: Measure, scans: Sequence[GroupScan]) -> Statistic:

@@ -125,6 +125,12 @@ def test_mixed_models_and_settings_are_warned_of(tmp_path: Path, given: dict[str
     assert "The scans differ" not in _words(_page(read_group(tmp_path / "results")))
 
 
+def test_a_report_that_is_missing_makes_no_mixture_of_versions(tmp_path: Path, tiny_bundle: Path) -> None:
+    results = segment_phantoms(tmp_path, ["a.nii", "b.nii"], tiny_bundle)
+    (results / "a_covidseg.json").unlink()
+    assert "The scans differ" not in _words(_page(read_group(results)))
+
+
 def test_lines_that_were_passed_over_are_told(group: Group) -> None:
     assert "1 line of the manifests could not be read" in _words(_page(replace(group, passed_over=1)))
     assert "could not be read" not in _words(_page(group))
@@ -141,6 +147,7 @@ def test_scans_without_page_are_told_with_the_command_that_makes_them(group: Gro
 def test_a_group_of_failures_and_a_single_scan_have_a_page_too(group: Group, tmp_path: Path) -> None:
     failures = replace(group, scans=tuple(scan for scan in group.scans if not scan.done))
     assert "No scan has this number." in _words(_page(failures))
+    assert "0 scans" in _words(_page(replace(group, scans=())))
     write_drawn_group(tmp_path / "one", [{}])
     assert "n = 1; 100.0 to 100.0" in _words(_page(read_group(tmp_path / "one")))
 
@@ -280,6 +287,10 @@ def test_a_browser_sorts_and_filters_what_the_address_says_and_finds_nothing_wro
     _go(browser_page, "show=failed&find=Y.NII")
     assert _shown(browser_page) == ["y"]
     assert browser_page.evaluate("document.getElementById('shown').textContent") == "1 of 15 scans"
+    _go(browser_page, "outliers")
+    assert _shown(browser_page) == ["y"], "a link to a heading leaves the table as it is"
+    _go(browser_page, "")
+    assert _shown(browser_page) == [*done, "x", "y"]
     assert browser_page.console == []
 
 

@@ -24,7 +24,6 @@
   // Rows with the same value stay in the order of their paths; rows without one are last, whatever the order.
   const sortRows = () => {
     const index = headers.findIndex((header) => header.dataset.column === chosen.sort);
-    if (index < 0) return;
     const sign = chosen.order === "descending" ? -1 : 1;
     const keyed = rows.map((row) => [valueOf(row, index), row]);
     keyed.sort(([a], [b]) => {
@@ -61,12 +60,15 @@
     history.replaceState(null, "", `#${parts}`);
   };
 
+  // What the address does not say is as at the beginning; a link to a heading says nothing of the table.
   const recall = () => {
     const parts = new URLSearchParams(location.hash.slice(1));
-    if (parts.has("sort")) chosen.sort = parts.get("sort");
-    if (parts.has("order")) chosen.order = parts.get("order") === "descending" ? "descending" : "ascending";
-    if (Array.from(show.options).some((option) => option.value === parts.get("show"))) show.value = parts.get("show");
-    if (parts.has("find")) find.value = parts.get("find");
+    if (location.hash && !["sort", "order", "show", "find"].some((name) => parts.has(name))) return;
+    const known = (values, name, otherwise) => (values.includes(parts.get(name)) ? parts.get(name) : otherwise);
+    chosen.sort = known(headers.map((header) => header.dataset.column), "sort", "scan");
+    chosen.order = known(["ascending", "descending"], "order", "ascending");
+    show.value = known(Array.from(show.options, (option) => option.value), "show", "all");
+    find.value = parts.get("find") ?? "";
     sortRows();
     filterRows();
   };
@@ -97,5 +99,7 @@
   }
   window.addEventListener("hashchange", recall);
   document.getElementById("controls").hidden = false;
+  sortRows();
+  filterRows();
   recall();
 })();
