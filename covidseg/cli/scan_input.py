@@ -31,6 +31,21 @@ class Scan:
     source: SourceSeries | None = None
 
 
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How a scan is read.
+
+    Attributes:
+        series: Of DICOM: the series' UID; None for the one that the rule chooses.
+        shear_tilt: Of DICOM: undo a gantry tilt.
+        window: Of a file of grey levels: their window in HU.
+    """
+
+    series: str | None = None
+    shear_tilt: bool = False
+    window: tuple[float, float] | None = None
+
+
 def judge_input(scan: Path, options: SegmentOptions) -> ScanKind:
     """What the path holds, before any work is done.
 
@@ -48,7 +63,7 @@ def judge_input(scan: Path, options: SegmentOptions) -> ScanKind:
     return kind
 
 
-def read_scan(scan: Path, kind: ScanKind, options: SegmentOptions, spool: Spool) -> Scan:
+def read_scan(scan: Path, kind: ScanKind, options: ReadingOptions, spool: Spool | None) -> Scan:
     """Read the scan.
 
     Raises:

@@ -11,7 +11,7 @@ import click
 from covidseg.cli.config_file import refuse_unknown_options
 from covidseg.cli.interruption import sigterm_interrupts
 from covidseg.cli.progress import tile_progress
-from covidseg.cli.scan_input import judge_input, read_scan
+from covidseg.cli.scan_input import ReadingOptions, judge_input, read_scan
 from covidseg.cli.segment_files import OutputFiles, plan_files, write_files
 from covidseg.cli.segment_options import (
     SegmentOptions,
@@ -149,7 +149,7 @@ def run_segment(path: Path, kind: ScanKind, options: SegmentOptions, files: Outp
     from covidseg_runtime import build_report, describe_scan
 
     spool = plan_spool(options, files.report.parent)
-    scan = read_scan(path, kind, options, spool)
+    scan = read_scan(path, kind, ReadingOptions(options.series, options.shear_tilt, options.window), spool)
     truth = _read_truth(options, scan.volume)
     with open_segmenter(options, spool) as segmenter:
         click.echo(describe_choice(segmenter), err=True)
