@@ -1,176 +1,25 @@
-"""What changed between two scans of a patient, as numbers and as JSON."""
+"""A scan compared with an earlier one of the same patient: the steps in order."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import covidseg_runtime
-from covidseg_runtime.follow_up.registration import Registration
+from covidseg_runtime.errors import VolumeError
+from covidseg_runtime.follow_up.changes import Change, LesionChanges, Totals
+from covidseg_runtime.follow_up.coarse_chest import CoarseChest
+from covidseg_runtime.follow_up.follow_up_checks import check_follow_up, judge_scan, tells_consolidation
+from covidseg_runtime.follow_up.labelled_scan import LabelledScan
+from covidseg_runtime.follow_up.lesion_matching import RULE, match_lesions
+from covidseg_runtime.follow_up.registration import Registration, register
+from covidseg_runtime.measures import Measures, measure
 from covidseg_runtime.report import LIMITS, NOTICE, plain_json
 
+__all__ = ["FOLLOW_UP_SCHEMA_VERSION", "FollowUp", "LabelledScan", "compare_scans"]
+
 FOLLOW_UP_SCHEMA_VERSION = 1
-
-Kind = Literal["new", "resolved", "persistent"]
-Point = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Change:
-    """One quantity in both scans.
-
-    Attributes:
-        prior: Of the prior; None where it is unknown.
-        current: Of the current scan; None where it is unknown.
-    """
-
-    prior: float | None
-    current: float | None
-
-    @property
-    def delta(self) -> float | None:
-        """Current less prior."""
-        return None if self.prior is None or self.current is None else round(self.current - self.prior, 3)
-
-    @property
-    def delta_percent(self) -> float | None:
-        """Delta in percent of the prior; None where that is 0."""
-        return None if self.delta is None or not self.prior else round(100.0 * self.delta / self.prior, 1)
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**self.describe_points(), "delta_percent": self.delta_percent}
-
-    def describe_points(self) -> dict[str, Any]:
-        """As JSON, of a quantity that is a percentage itself: the delta is in points."""
-        return {"prior": self.prior, "current": self.current, "delta": self.delta}
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What both label maps hold, each measured on its own grid; see `Measures`."""
-
-    infection_ml: Change
-    infection_percent: Change
-    ground_glass_ml: Change
-    consolidation_ml: Change
-    lung_ml: Change
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "infection_ml": self.infection_ml.describe(),
-            "infection_percent": self.infection_percent.describe_points(),
-            "ground_glass_ml": self.ground_glass_ml.describe(),
-            "consolidation_ml": self.consolidation_ml.describe(),
-            "lung_ml": self.lung_ml.describe(),
-        }
-
-
-@dataclass(frozen=True)
-class LesionChange:
-    """A lesion, or several that are one in the other scan.
-
-    Attributes:
-        change: New, resolved or persistent.
-        prior_ml: Volume in the prior, 0 if new.
-        current_ml: Volume in the current scan, 0 if resolved.
-        prior_lesions: Pieces in the prior.
-        current_lesions: Pieces in the current scan.
-        center_mm: RAS+ (x, y, z) in the current scan; of a resolved one the place that corresponds.
-        prior_center_mm: RAS+ (x, y, z) in the prior; None if new.
-    """
-
-    change: Kind
-    prior_ml: float
-    current_ml: float
-    prior_lesions: int
-    current_lesions: int
-    center_mm: Point
-    prior_center_mm: Point | None
-
-    @property
-    def delta_ml(self) -> float:
-        """Current less prior."""
-        return round(self.current_ml - self.prior_ml, 3)
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "change": self.change,
-            "prior_ml": self.prior_ml,
-            "current_ml": self.current_ml,
-            "delta_ml": self.delta_ml,
-            "prior_lesions": self.prior_lesions,
-            "current_lesions": self.current_lesions,
-            "center_mm": self.center_mm,
-            "prior_center_mm": self.prior_center_mm,
-        }
-
-
-@dataclass(frozen=True)
-class Uncalled:
-    """Lesions without a counterpart that are called neither new nor resolved.
-
-    Attributes:
-        prior_count: In the prior.
-        prior_ml: Their volume.
-        current_count: In the current scan.
-        current_ml: Their volume.
-    """
-
-    prior_count: int
-    prior_ml: float
-    current_count: int
-    current_ml: float
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "prior_count": self.prior_count,
-            "prior_ml": self.prior_ml,
-            "current_count": self.current_count,
-            "current_ml": self.current_ml,
-        }
-
-
-@dataclass(frozen=True)
-class LesionChanges:
-    """Every lesion of both scans.
-
-    Attributes:
-        listed: New, resolved and persistent ones, largest first.
-        outside_view: Without counterpart, outside of the other scan's field of view.
-        small: Without counterpart, smaller than what is called new or resolved.
-    """
-
-    listed: tuple[LesionChange, ...]
-    outside_view: Uncalled
-    small: Uncalled
-
-    def of(self, change: Kind) -> tuple[LesionChange, ...]:
-        """Those of one kind."""
-        return tuple(lesion for lesion in self.listed if lesion.change == change)
-
-    def describe(self) -> dict[str, Any]:
-        """Counts and volumes as JSON."""
-        new, resolved, persistent = (self.of(kind) for kind in ("new", "resolved", "persistent"))
-        prior_ml, current_ml = _prior_ml(persistent), _current_ml(persistent)
-        return {
-            "new": {"count": len(new), "current_ml": _current_ml(new)},
-            "resolved": {"count": len(resolved), "prior_ml": _prior_ml(resolved)},
-            "persistent": {
-                "count": len(persistent),
-                "prior_ml": prior_ml,
-                "current_ml": current_ml,
-                "delta_ml": round(current_ml - prior_ml, 3),
-                "merged": sum(lesion.prior_lesions > 1 for lesion in persistent),
-                "split": sum(lesion.current_lesions > 1 for lesion in persistent),
-            },
-            "outside_view": self.outside_view.describe(),
-            "small": self.small.describe(),
-        }
 
 
 @dataclass(frozen=True)
@@ -217,9 +66,68 @@ class FollowUp:
         return {key: plain_json(item) for key, item in follow_up.items()}
 
 
-def _prior_ml(lesions: tuple[LesionChange, ...]) -> float:
-    return round(sum(lesion.prior_ml for lesion in lesions), 3)
+def compare_scans(prior: LabelledScan, current: LabelledScan) -> FollowUp:
+    """Compare a scan with an earlier one of the same patient (extra ``report``: SimpleITK).
+
+    Volumes come from each label map on its own grid; registration only decides which lesion is which.
+
+    Args:
+        prior: The earlier scan.
+        current: The later one.
+
+    Raises:
+        VolumeError: If one of them is no CT in HU or has no lungs, if the prior is the later one, or if the lungs
+            cannot be laid over each other.
+        ModuleNotFoundError: Without SimpleITK.
+
+    Example:
+        >>> prior = LabelledScan(volume, labels, "march.nii.gz")      # doctest: +SKIP
+        >>> current = LabelledScan(later, later_labels, "may.nii.gz")  # doctest: +SKIP
+        >>> compare_scans(prior, current).lesions.of("new")           # doctest: +SKIP
+        ()
+    """
+    days = _days(prior, current)
+    measures = _judged_measures(prior), _judged_measures(current)
+    registration = register(CoarseChest.of(prior), CoarseChest.of(current))
+    lesions = match_lesions(prior.turned_labels, current.turned_labels, registration.placement)
+    totals = _totals((prior, current), measures)
+    return FollowUp(
+        prior=prior.describe(),
+        current=current.describe(),
+        days=days,
+        totals=totals,
+        lesions=lesions,
+        registration=registration,
+        warnings=check_follow_up((prior, current), measures, registration, lesions),
+        rule=RULE,
+    )
 
 
-def _current_ml(lesions: tuple[LesionChange, ...]) -> float:
-    return round(sum(lesion.current_ml for lesion in lesions), 3)
+def _days(prior: LabelledScan, current: LabelledScan) -> int | None:
+    if prior.acquisition_date is None or current.acquisition_date is None:
+        return None
+    days = (current.acquisition_date - prior.acquisition_date).days
+    if days < 0:
+        raise VolumeError(
+            f"The prior {prior.name} was acquired on {prior.acquisition_date}, after {current.name} on "
+            f"{current.acquisition_date}; give the earlier scan as the prior."
+        )
+    return days
+
+
+def _judged_measures(scan: LabelledScan) -> Measures:
+    judge_scan(scan)
+    turned = scan.turned
+    return measure(scan.turned_labels.voxels, turned.voxels, turned.spacing_mm)
+
+
+def _totals(scans: tuple[LabelledScan, LabelledScan], measures: tuple[Measures, Measures]) -> Totals:
+    prior, current = measures
+    densities = all(tells_consolidation(scan) for scan in scans)
+    return Totals(
+        infection_ml=Change(prior.infection_volume_ml.whole, current.infection_volume_ml.whole),
+        infection_percent=Change(prior.infection_percent.whole, current.infection_percent.whole),
+        ground_glass_ml=Change(prior.ground_glass_ml, current.ground_glass_ml) if densities else Change(None, None),
+        consolidation_ml=Change(prior.consolidation_ml, current.consolidation_ml) if densities else Change(None, None),
+        lung_ml=Change(prior.lung_volume_ml.whole, current.lung_volume_ml.whole),
+    )
