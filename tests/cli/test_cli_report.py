@@ -16,6 +16,8 @@ from phantom import PHANTOM_SPACING_MM, phantom_hu, spl_affine
 
 from covidseg.cli import main
 
+DEMO_SCAN = Path(__file__).parents[1] / "data" / "demo" / "coronacases_002_ct.nii.gz"
+
 
 def _report(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["report", *map(str, arguments)])
@@ -170,3 +172,33 @@ def test_a_window_is_that_of_the_report(here: Path, tiny_bundle: Path) -> None:
     assert CliRunner().invoke(main, command).exit_code == 0
     assert _report("grey.nii.gz").exit_code == 0
     assert "--window=-1250,250" in _page(here / "grey_covidseg.html")
+
+
+def test_an_earlier_scan_of_another_grid_is_compared(here: Path) -> None:
+    """A COVID-19 case, segmented by the model that ships, and the same elsewhere: nothing is new, nothing is gone."""
+    shutil.copy(DEMO_SCAN, here / "scan.nii.gz")
+    assert CliRunner().invoke(main, ["segment", "scan.nii.gz", "--quality", "fast"]).exit_code == 0
+    for file in ("{}.nii.gz", "{}_covidseg.nii.gz"):
+        scan = nibabel.load(file.format("scan"))
+        moved = scan.affine.copy()
+        moved[:3, 3] += (6.0, -4.0, 9.0)
+        nibabel.save(nibabel.Nifti1Image(np.asanyarray(scan.dataobj), moved, scan.header), file.format("prior"))
+    shutil.copy("scan_covidseg.json", "prior_covidseg.json")
+    dates = ("--prior-date", "2020-02-01", "--date", "2020-02-15")
+    result = _report("scan.nii.gz", "--prior", "prior.nii.gz", "--comparison", "c.json", *dates)
+    assert result.exit_code == 0, result.output
+    compared = json.loads((here / "c.json").read_text())
+    assert compared["days"] == 14
+    assert compared["infection_ml"]["delta"] == 0
+    assert compared["lesions"]["new"]["count"] == compared["lesions"]["resolved"]["count"] == 0
+    assert compared["lesions"]["persistent"]["count"] > 5
+    page = _page(here / "scan_covidseg.html")
+    assert "Change since the earlier scan" in page
+    assert "14 days before" in " ".join(page.split())
+
+
+def test_a_scan_without_enough_lung_to_place_it_by_is_not_compared(segmented: Path) -> None:
+    result = _report("scan.nii.gz", "--prior", "scan.nii.gz")
+    assert result.exit_code == 3
+    assert "mL of lung" in result.stderr
+    assert not list(segmented.glob("*.html"))
