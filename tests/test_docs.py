@@ -51,15 +51,16 @@ def test_named_files_of_the_repository_exist(page: Path) -> None:
 
 
 def test_the_commands_of_the_report_on_a_scan_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(ROOT / "tests" / "data" / "lidc_0001_crop_ct.nii.gz", tmp_path / "scan.nii.gz")
+    for name in ("scan", "prior"):
+        shutil.copy(ROOT / "tests" / "data" / "lidc_0001_crop_ct.nii.gz", tmp_path / f"{name}.nii.gz")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     commands = re.findall(r"^covidseg (.*)$", (ROOT / "docs" / "report.md").read_text("utf-8"), re.MULTILINE)
-    assert len(commands) >= 3
+    assert len(commands) >= 5
     for command in commands:
         result = CliRunner().invoke(main, command.split())
         assert result.exit_code == 0, (command, result.output)
-    for written in ("scan_covidseg.html", "page.html"):
+    for written in ("scan_covidseg.html", "page.html", "change.json"):
         assert (tmp_path / written).is_file(), written
 
 
