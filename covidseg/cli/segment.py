@@ -15,13 +15,12 @@ from covidseg.cli.scan_input import judge_input, read_scan
 from covidseg.cli.segment_files import OutputFiles, plan_files, write_files
 from covidseg.cli.segment_options import (
     SegmentOptions,
-    describe_choice,
     dicom_object_options,
-    open_segmenter,
     parse_output_type,
     parse_window,
     plan_spool,
     resolve_deterministic,
+    wanted_segmenter,
     within_memory,
 )
 
@@ -147,11 +146,12 @@ def segment(ctx: click.Context, /, scan: Path, **options: Any) -> None:  # noqa:
 def run_segment(path: Path, kind: ScanKind, options: SegmentOptions, files: OutputFiles) -> dict[str, Any]:
     """Read, segment, and write every result; the report comes back."""
     from covidseg_runtime import build_report, describe_scan
+    from covidseg_runtime.report import describe_choice
 
     spool = plan_spool(options, files.report.parent)
     scan = read_scan(path, kind, options, spool)
     truth = _read_truth(options, scan.volume)
-    with open_segmenter(options, spool) as segmenter:
+    with wanted_segmenter(options, spool).open() as segmenter:
         click.echo(describe_choice(segmenter), err=True)
         with tile_progress() as on_progress:
             segmentation = segmenter.segment(scan.volume, within_memory(options, on_progress))

@@ -11,12 +11,12 @@ import click
 
 from covidseg.cli.exit_codes import INTERRUPTED, PART_FAILED, CommandError
 from covidseg.cli.interruption import cancel_on_signals
-from covidseg.cli.segment_options import SegmentOptions, describe_choice, open_segmenter, plan_spool
+from covidseg.cli.segment_options import SegmentOptions, plan_spool, wanted_segmenter
 from covidseg_runtime.errors import CovidsegError, SegmentationCancelled
 
 if TYPE_CHECKING:
+    from covidseg_runtime.folder_batch import FolderBatch
     from covidseg_runtime.folder_manifest import ScanRecord
-    from covidseg_runtime.folder_run import FolderRun
 
 _OF_ONE_SCAN = ("truth", "preview", "probability", "report", "series")
 
@@ -36,10 +36,10 @@ def segment_folder(folder: Path, options: SegmentOptions) -> None:
     spool = plan_spool(options, job.output)
     with (
         cancel_on_signals() as cancel,
-        open_segmenter(options, spool) as segmenter,
+        wanted_segmenter(options, spool).open() as segmenter,
         open_folder_run(job, segmenter) as run,
     ):
-        click.echo(describe_choice(segmenter), err=True)
+        click.echo(run.choice, err=True)
         tally = _Tally(run)
         click.echo(f"{len(run.scans)} scans, {tally.done_before} done before", err=True)
         try:
@@ -58,7 +58,7 @@ def segment_folder(folder: Path, options: SegmentOptions) -> None:
 class _Tally:
     """Counts what becomes of the scans of a run, and says so, scan by scan."""
 
-    def __init__(self, run: FolderRun) -> None:
+    def __init__(self, run: FolderBatch) -> None:
         self.run = run
         self.done_before = len(run.scans) - len(run.left)
         self._counts: Counter[str] = Counter()

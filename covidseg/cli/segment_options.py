@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from covidseg_runtime import Segmenter
     from covidseg_runtime.spooling import Spool
+    from covidseg_runtime.wanted_segmenter import WantedSegmenter
 
 OUTPUT_TYPES = ("nifti", "dicom")
 DICOM_OBJECTS = ("seg", "sr", "sc", "pdf")
@@ -153,11 +153,12 @@ def within_memory(
     return report_or_stop
 
 
-def open_segmenter(options: SegmentOptions, spool: Spool | None = None) -> Segmenter:
-    """Load the model as asked for."""
-    from covidseg_runtime import Segmenter, SegmentSettings
+def wanted_segmenter(options: SegmentOptions, spool: Spool | None = None) -> WantedSegmenter:
+    """The segmenter as asked for; `open` loads it."""
+    from covidseg_runtime import SegmentSettings
+    from covidseg_runtime.wanted_segmenter import WantedSegmenter
 
-    return Segmenter.open(
+    return WantedSegmenter(
         options.model,
         engine=options.engine,
         device=options.device,
@@ -170,20 +171,4 @@ def open_segmenter(options: SegmentOptions, spool: Spool | None = None) -> Segme
             keep_probability=options.probability is not None,
             window_hu=options.window,
         ),
-    )
-
-
-def describe_choice(segmenter: Segmenter) -> str:
-    """What computes, in a line: the choice of "auto" is never silent."""
-    from covidseg_runtime.engines.engine import describe_engine
-
-    bundle, engine, plan = segmenter.bundle, describe_engine(segmenter.engine), segmenter.tile_plan
-    threads = "threads auto" if engine["threads"] is None else f"threads {engine['threads']}"
-    facts = (engine["provider"], engine["device"], threads, f"batch {engine['batch']}")
-    is_fitted = plan.fit is not None and segmenter.engine.any_tile
-    tiles = "fitted to the lungs" if is_fitted else "x".join(map(str, plan.tile_shape))
-    return (
-        f"{bundle.name} {bundle.version} on {engine['name']} {engine['precision']} "
-        f"({', '.join(str(fact) for fact in facts if fact is not None)}), quality {segmenter.settings.quality} "
-        f"(step {plan.step:g}, tiles {tiles})"
     )
