@@ -19,6 +19,7 @@ from covidseg.cli.segment_options import (
     parse_output_type,
     parse_window,
     plan_spool,
+    ray_options,
     resolve_deterministic,
     wanted_segmenter,
     within_memory,
@@ -115,6 +116,7 @@ _DEFAULT_MIN_LESION_ML = 0.05
 )
 @click.option("--num-parts", type=click.IntRange(min=1), default=1, help="Share DIR between so many processes.")
 @click.option("--part-id", type=click.IntRange(min=0), default=0, help="The share of this one, from 0.")
+@ray_options
 @click.option("--overwrite", is_flag=True, help="Do again what is done in DIR.")
 @click.option("--json", is_flag=True, help="Print the report, and nothing else, as JSON.")
 @click.pass_context

@@ -65,6 +65,36 @@ def dicom_object_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return objects(lungs(command))
 
 
+def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a cluster, beginning with `--ray`."""
+    address = click.option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Segment DIR on a Ray cluster (extra `ray`): local, auto, host:port or ray://host:port.",
+    )
+    actors = click.option(
+        "--ray-actors",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Workers on it. [default: one a GPU, or one a group of cores]",
+    )
+    cores = click.option(
+        "--cores-per-actor",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="CPU cores, and threads, of each. [default: 4, or all of a smaller machine]",
+    )
+    wait = click.option(
+        "--ray-wait",
+        metavar="S",
+        default=60.0,
+        show_default=True,
+        type=click.FloatRange(min=0, min_open=True),
+        help="Give up after S seconds in which no worker has a place.",
+    )
+    return address(actors(cores(wait(command))))
+
+
 def _parse_list(value: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """Words as text parted by commas or, in the configuration file, as an array.
 
@@ -103,6 +133,10 @@ class SegmentOptions:
     min_lesion_ml: float
     num_parts: int
     part_id: int
+    ray: str | None
+    ray_actors: int | None
+    cores_per_actor: int | None
+    ray_wait: float
     overwrite: bool
     json: bool
 
