@@ -231,6 +231,8 @@ def _of_own_cluster() -> dict[str, str]:
         # Ray's name for it; on every system, "0" makes it use the loopback alone.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         **_access(),
+        # Ray's 15 would let all else on this machine go first.
+        "RAY_worker_niceness": "0",
         # Workers run this covidseg, not another one that may be installed beside it.
         "PYTHONPATH": os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH")))),
     }
