@@ -7,9 +7,11 @@ and no file behind. Usage statistics are off.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import covidseg_runtime
@@ -32,6 +35,15 @@ LOCAL = "local"
 _CORES_OF_A_WORKER = 4
 # Ray's least: nothing large goes through its store, as workers read and write files themselves.
 _STORE_BYTES = 75 * 2**20
+_PORT = re.compile(r"(?:ray://)?\[?(?P<host>[^/\[\]]+)\]?:(?P<port>\d{1,5})")
+_KNOCK_S = 5.0
+_QUIET: Mapping[str, str] = MappingProxyType(
+    {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Of what Ray tells of dead workers, which it prints on standard output: nothing. It comes back as an error, too.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -189,8 +201,24 @@ def _own_cluster() -> Iterator[None]:
 
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
-    with _environment({"RAY_USAGE_STATS_ENABLED": "0"}), _initialised(address, {}):
+    _require_answer(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+    with _environment(_QUIET), _initialised(address, {}):
         yield
+
+
+def _require_answer(address: str) -> None:
+    """Knock at the port: Ray itself would knock for minutes, and say so every few seconds."""
+    found = _PORT.fullmatch(address)
+    if found is None:
+        if address != "auto":
+            raise EngineError(f"{address!r} is no address of a Ray cluster: local, auto, host:port or ray://host:port")
+        return
+    try:
+        socket.create_connection((found["host"], int(found["port"])), _KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or give --ray local"
+        ) from error
 
 
 @contextmanager
@@ -227,7 +255,7 @@ def _same_handlers() -> Iterator[None]:
 def _of_own_cluster() -> dict[str, str]:
     code = str(Path(covidseg_runtime.__file__).parents[1])
     return {
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **_QUIET,
         # Ray's name for it; on every system, "0" makes it use the loopback alone.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         **_access(),

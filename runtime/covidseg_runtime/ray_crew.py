@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from covidseg_runtime.wanted_segmenter import WantedSegmenter
 # One is read or written while the network works on the other.
 _SCANS_AT_ONCE = 2
 _EARLY_DEATHS = 3
+_DETAIL = re.compile(r"Worker exit detail: (.*?)(?: Some common causes|$)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +199,7 @@ class Crew:
         except ray.exceptions.RayTaskError as error:
             answer = CovidsegError(f"unexpected fault of a worker on {worker.machine}: {in_one_line(str(error))}")
         except ray.exceptions.RayError as error:
-            yield self._lose(worker, in_one_line(str(error)))
+            yield self._lose(worker, _cause(error))
             return
         if reference in worker.scans:
             yield Answer(worker.scans.pop(reference), answer, worker.machine)
@@ -276,3 +278,10 @@ def _references(worker: _Worker) -> tuple[Any, ...]:
 
 def _flat(facts: WorkerFacts) -> dict[str, Any]:
     return {**facts.settings, "threads": facts.threads, **facts.packages}
+
+
+def _cause(error: Exception) -> str:
+    """What Ray knows of a death, without its advice."""
+    message = " ".join(str(error).split())
+    detail = _DETAIL.search(message)
+    return in_one_line(detail[1] if detail else message)
