@@ -53,6 +53,10 @@ def judge_input(scan: Path, options: SegmentOptions) -> ScanKind:
         click.UsageError: if options do not fit it.
     """
     kind = scan_kind(scan)
+    if options.ray is not None and kind != "folder":
+        raise click.UsageError(f"--ray is for a folder of scans; {scan} is one scan")
+    if options.ray is None and (options.ray_actors is not None or options.cores_per_actor is not None):
+        raise click.UsageError("--ray-actors and --cores-per-actor go with --ray")
     if kind != "dicom":
         if "dicom" in options.output_type:
             raise click.UsageError(f"{scan} is no DICOM series, which --output-type dicom needs")
