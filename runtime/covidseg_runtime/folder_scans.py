@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,16 +139,11 @@ def remove_unfinished(paths: Iterable[Path]) -> None:
     for path in paths:
         names_of_folder.setdefault(path.parent, set()).add(path.name)
     for folder, names in names_of_folder.items():
-        remove_unfinished(folder, names)
-
-
-def remove_unfinished(folder: Path, names: Set[str]) -> None:
-    """Remove what was to become files of these names in a folder, if it is there."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and match[1] in names:
-            with suppress(OSError):
-                path.unlink()
+        for path in folder.iterdir() if folder.is_dir() else ():
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and match[1] in names:
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _walk(folder: Path) -> Iterator[str]:

@@ -160,7 +160,7 @@ class RayRun(FolderBatch):
 def _marked(folder: OpenFolder) -> Iterator[Path]:
     """A file in the folder of results, by which workers know it; in the end it goes, and what dead ones left."""
     output, name = folder.job.output, folder.job.part.manifest_name
-    remove_unfinished(output, {name})
+    remove_unfinished((output / name,))
     try:
         mark = tempfile.NamedTemporaryFile(dir=output, prefix=f".{name}.")  # noqa: SIM115 - closed below
     except OSError as error:
