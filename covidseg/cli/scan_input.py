@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from covidseg_runtime import Volume
     from covidseg_runtime.dicom.source_series import SourceSeries
     from covidseg_runtime.spooling import Spool
+
+
+class ReadOptions(Protocol):
+    """What may be said about a scan for it to be read; see `SegmentOptions`."""
+
+    @property
+    def series(self) -> str | None:
+        """Of DICOM: the series."""
+
+    @property
+    def shear_tilt(self) -> bool:
+        """Of DICOM: whether a gantry tilt is undone."""
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """Of NIfTI: the window whose grey levels it holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +64,7 @@ def judge_input(scan: Path, options: SegmentOptions) -> ScanKind:
     return kind
 
 
-def read_scan(scan: Path, kind: ScanKind, options: SegmentOptions, spool: Spool) -> Scan:
+def read_scan(scan: Path, kind: ScanKind, options: ReadOptions, spool: Spool) -> Scan:
     """Read the scan.
 
     Raises:

@@ -1,6 +1,7 @@
 """The series that was segmented, as the objects made from it need to know it."""
 
 from dataclasses import dataclass
+from datetime import date, datetime
 
 from pydicom import Dataset
 
@@ -27,3 +28,13 @@ class SourceSeries:
     def series_uid(self) -> str:
         """SeriesInstanceUID."""
         return str(self.headers[0].SeriesInstanceUID)
+
+    @property
+    def acquisition_date(self) -> date | None:
+        """Day of the acquisition, or else of the series or the study; None where none of them is a date."""
+        for keyword in ("AcquisitionDate", "SeriesDate", "StudyDate"):
+            try:
+                return datetime.strptime(str(self.headers[0].get(keyword, "")), "%Y%m%d").date()
+            except ValueError:
+                continue
+        return None

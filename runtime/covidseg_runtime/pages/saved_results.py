@@ -1,0 +1,113 @@
+"""A label map and a report that were written earlier: read, and held against the scan that they are said to be of."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covidseg_runtime.bundle import LABELS
+from covidseg_runtime.errors import VolumeError
+from covidseg_runtime.measures import INFECTION
+from covidseg_runtime.report import REPORT_SCHEMA_VERSION
+from covidseg_runtime.same_grid import on_grid_of
+from covidseg_runtime.volume import Volume
+from covidseg_runtime.volume_files import read_label_map
+
+_SECTIONS = ("software", "model", "engine", "scan", "measures", "uncertainty", "warnings", "timings_s")
+_SPACING_MM = 1e-3
+# Volumes are written with three digits.
+_SHARE, _ML = 1e-3, 2e-3
+
+
+@dataclass(frozen=True)
+class SavedReport:
+    """A report as `covidseg segment` wrote it.
+
+    Attributes:
+        content: The JSON.
+        name: The file's name, for messages.
+    """
+
+    content: Mapping[str, Any]
+    name: str
+
+    @property
+    def window_hu(self) -> tuple[float, float] | None:
+        """The window whose grey levels the scan was given as."""
+        window = self.content["scan"].get("window_hu")
+        return None if window is None else (float(window[0]), float(window[1]))
+
+
+def read_report(path: Path) -> SavedReport:
+    """Read a report.
+
+    Raises:
+        VolumeError: If the file is not one that this covidseg knows.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # JSON, and Unicode within it
+        raise VolumeError(f"{path.name} is no JSON ({error}); give the report of `covidseg segment`.") from error
+    missing = [key for key in _SECTIONS if key not in content] if isinstance(content, dict) else list(_SECTIONS)
+    if missing:
+        raise VolumeError(f"{path.name} is no report of `covidseg segment`: it lacks {', '.join(missing)}.")
+    version = content.get("schema_version")
+    if version != REPORT_SCHEMA_VERSION:
+        raise VolumeError(
+            f"{path.name} has schema version {version}, this covidseg knows {REPORT_SCHEMA_VERSION}: segment again."
+        )
+    return SavedReport(content, path.name)
+
+
+def read_labels(path: Path, scan: Volume) -> NDArray[np.uint8]:
+    """Read a label map, its axes in the order of the scan's.
+
+    Raises:
+        VolumeError: If it lies on another grid, or holds labels that covidseg does not know.
+    """
+    labels = on_grid_of(scan, read_label_map(path), reference_name="scan", name=f"label map {path.name}")
+    unknown = sorted(set(np.unique(labels).tolist()) - set(LABELS))
+    if unknown:
+        raise VolumeError(f"{path.name} holds labels {unknown[:5]}; covidseg knows {dict(LABELS)}.")
+    return labels.astype(np.uint8, copy=False)
+
+
+def judge_report(report: SavedReport, scan: Volume, labels: NDArray[np.uint8]) -> None:
+    """Refuse a report of another scan or of other labels, as far as that can be told.
+
+    Args:
+        report: The report.
+        scan: The scan it is said to be of.
+        labels: (X, Y, Z), the labels it is said to be of.
+
+    Raises:
+        VolumeError: If shape, voxel size or volumes differ.
+    """
+    written = report.content["scan"]
+    if list(written["shape"]) != list(scan.shape):
+        raise VolumeError(f"{report.name} is of a scan of shape {written['shape']}, not of {list(scan.shape)}.")
+    if not np.allclose(written["spacing_mm"], scan.spacing_mm, rtol=0, atol=_SPACING_MM):
+        raise VolumeError(
+            f"{report.name} is of a scan with voxels of {written['spacing_mm']} mm, not of {list(scan.spacing_mm)}."
+        )
+    measures = report.content["measures"]
+    counts = np.bincount(labels.ravel(order="K"), minlength=len(LABELS))
+    voxel_ml = float(np.prod(scan.spacing_mm)) / 1000.0
+    found = {"infection": counts[INFECTION] * voxel_ml, "lung": counts[1:].sum() * voxel_ml}
+    told = {"infection": measures["infection_volume_ml"]["whole"], "lung": measures["lung_volume_ml"]["whole"]}
+    for what, found_ml in found.items():
+        told_ml = told[what]
+        if told_ml is not None and not math.isclose(told_ml, found_ml, rel_tol=_SHARE, abs_tol=_ML):
+            raise VolumeError(
+                f"{report.name} tells of {told_ml:.3f} mL {what}, the labels hold {found_ml:.3f} mL: it is the report "
+                "of another label map."
+            )
