@@ -50,9 +50,10 @@ def report(ctx: click.Context, /, scan: Path, **options: Any) -> None:  # noqa: 
     """
     refuse_unknown_options(ctx)
     from covidseg_runtime.folder_records import is_folder_of_results
+    from covidseg_runtime.scan_kind import scan_kind
 
     scans, parquet = options.pop("scans"), options.pop("parquet")
-    if scan.is_dir() and is_folder_of_results(scan):
+    if scan.is_dir() and (is_folder_of_results(scan) or scan_kind(scan) == "folder"):
         from covidseg.cli.report_folder import FolderReportOptions, report_folder
 
         _refuse(ctx, ("labels", "json_report", "lobes", "date", "shear_tilt", "prior", "comparison"), "for one scan")

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from covidseg.cli.exit_codes import needs_extra
 from covidseg.cli.scan_input import ReadingOptions, read_scan
 from covidseg.cli.segment_files import stem
-from covidseg_runtime.errors import VolumeError
-from covidseg_runtime.measures import INFECTION
 from covidseg_runtime.scan_kind import scan_kind
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from covidseg_runtime import Volume
     from covidseg_runtime.follow_up.labelled_scan import LabelledScan
-
-_LARGEST_SHIFT_MM = 0.01
-_LARGEST_DIFFERENCE_ML = 0.01
-_ALTERED = (
-    "The label map holds {found:.2f} mL of infection, its report says {told:.2f} mL: the numbers are those of the "
-    "report, the picture is that of the label map."
-)
 
 
 @dataclass(frozen=True)
@@ -145,60 +135,19 @@ def _read_labelled(files: _Files, taken: datetime | None, *, shear_tilt: bool = 
     Raises:
         VolumeError: if the three do not belong together.
     """
-    from covidseg_runtime import read_label_map
     from covidseg_runtime.follow_up.labelled_scan import LabelledScan
+    from covidseg_runtime.pages.saved_results import judge_report, read_labels, read_report, tell_altered
 
-    report = _read_report(files.report)
-    name, kind = report["scan"]["file"], scan_kind(files.scan)
-    window = report["scan"]["window_hu"]
-    reading = ReadingOptions(
-        series=name if kind == "dicom" else None,
-        shear_tilt=shear_tilt,
-        window=None if window is None else (float(window[0]), float(window[1])),
-    )
+    report = read_report(files.report)
+    name, kind = report.content["scan"]["file"], scan_kind(files.scan)
+    # Of DICOM the report names the series.
+    reading = ReadingOptions(name if kind == "dicom" else None, shear_tilt, report.window_hu)
     scan = read_scan(files.scan, kind, reading, None)
-    labels = read_label_map(files.labels)
-    _judge_grid(files, scan.volume, labels, report)
-    _tell_altered(labels, report)
+    labels = read_labels(files.labels, scan.volume)
+    judge_report(report, scan.volume)
+    told = tell_altered(report, scan.volume, labels)
     day = taken.date() if taken is not None else None if scan.source is None else scan.source.acquisition_date
-    return LabelledScan(scan.volume, labels.voxels, name, report, day)
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    """A report of `covidseg segment`.
-
-    Raises:
-        VolumeError: if it is none, or of a later covidseg.
-    """
-    from covidseg_runtime.folder_records import refuse_newer
-    from covidseg_runtime.report import REPORT_SCHEMA_VERSION
-
-    try:
-        report: dict[str, Any] = json.loads(path.read_bytes())
-        version, _ = report["schema_version"], (report["scan"]["file"], report["measures"]["infection_volume_ml"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise VolumeError(f"{path} is no report of `covidseg segment`; give the JSON it wrote.") from error
-    refuse_newer(path, version, REPORT_SCHEMA_VERSION)
-    return report
-
-
-def _judge_grid(files: _Files, volume: Volume, labels: Volume, report: dict[str, Any]) -> None:
-    on_grid = labels.shape == volume.shape and np.allclose(labels.affine, volume.affine, atol=_LARGEST_SHIFT_MM)
-    if not on_grid:
-        raise VolumeError(f"{files.labels} lies on another grid than {files.scan}: it is not its label map.")
-    if tuple(report["scan"]["shape"]) != volume.shape:
-        raise VolumeError(
-            f"{files.report} is of a scan with shape {tuple(report['scan']['shape'])}, {files.scan} has "
-            f"{volume.shape}: it is not its report."
-        )
-
-
-def _tell_altered(labels: Volume, report: dict[str, Any]) -> None:
-    """Warn, in the report, where the label map is not the one that was measured."""
-    found = np.count_nonzero(labels.voxels == INFECTION) * float(np.prod(labels.spacing_mm)) / 1000.0
-    told = report["measures"]["infection_volume_ml"]["whole"]
-    if told is not None and abs(found - told) > max(_LARGEST_DIFFERENCE_ML, 1e-3 * told):
-        report["warnings"] = [_ALTERED.format(found=found, told=told), *report["warnings"]]
+    return LabelledScan(scan.volume, labels, name, told, day)
 
 
 def _compare(prior: _Files, current: LabelledScan, options: ReportOptions) -> dict[str, Any]:

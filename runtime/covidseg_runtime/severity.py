@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from covidseg_runtime.coarse_grid import CoarseLabels, nearest_voxels
 from covidseg_runtime.errors import VolumeError
 from covidseg_runtime.measures import INFECTION, Sides, Spacing
+from covidseg_runtime.same_grid import on_grid_of
 from covidseg_runtime.spooling import planes
-from covidseg_runtime.volume import MODEL_ORIENTATION, Volume, corner_distance_mm, reorient_array, to_orientation
+from covidseg_runtime.volume import MODEL_ORIENTATION, Volume, reorient_array, to_orientation
 
 # The values of lungmask's LTRCLobes.
 LOBES: Mapping[int, str] = MappingProxyType(
     {1: "left upper", 2: "left lower", 3: "right upper", 4: "right middle", 5: "right lower"}
 )
 NEEDS_LOBES = "needs the five lobes, which covidseg does not label"
-_SAME_PLACE_VOXELS = 0.5
 
 CT_GRADE_RULE = (
     "Infected share of the lung with more of it: CT-0 none, CT-1 up to 25 %, CT-2 above 25 up to 50 %, "
@@ -155,17 +155,14 @@ def align_lobes(scan: Volume, lobes: Volume) -> NDArray[np.uint8]:
     Raises:
         VolumeError: If they lie on another grid, or hold values other than 0 and those of `LOBES`.
     """
-    turned = to_orientation(lobes, scan.orientation)
-    if turned.shape != scan.shape:
-        raise VolumeError(f"the lobes have shape {turned.shape}, the scan {scan.shape}: they are not of one scan")
-    distance = corner_distance_mm(scan, turned)
-    if distance > _SAME_PLACE_VOXELS * min(scan.spacing_mm):
-        raise VolumeError(f"lobes and scan lie up to {distance:.2f} mm apart in the patient: they are not of one scan")
-    values = sorted(set(np.unique(turned.voxels).tolist()) - {0})
+    voxels = on_grid_of(scan, lobes, reference_name="scan", name="map of lobes")
+    values = sorted(set(np.unique(voxels).tolist()) - {0})
     if not values or not set(values) <= set(LOBES):
         expected = ", ".join(f"{value} {name}" for value, name in LOBES.items())
-        raise VolumeError(f"the lobes hold the labels {values}; expected are {expected} (as of lungmask's LTRCLobes)")
-    return turned.voxels
+        raise VolumeError(
+            f"the map of lobes holds the labels {values}; expected are {expected} (as of lungmask's LTRCLobes)"
+        )
+    return voxels.astype(np.uint8, copy=False)
 
 
 def measure_lobes(scan: Volume, labels: NDArray[np.uint8], lobes: NDArray[np.uint8]) -> tuple[Lobe, ...]:

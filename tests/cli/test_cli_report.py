@@ -108,13 +108,22 @@ def test_what_does_not_belong_together_is_refused(segmented: Path) -> None:
     shutil.copy("scan_covidseg.json", "other_covidseg.json")
     result = _report("other.nii.gz")
     assert result.exit_code == 3
-    assert "another grid" in result.stderr
+    assert "they are not of one scan" in result.stderr
     assert not list(segmented.glob("*.html"))
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"schema_version": 1}', '{"schema_version": 1, "scan": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"schema_version": 1}', '{"scan": {}}'])
 def test_a_file_that_is_no_report_is_refused(segmented: Path, content: str) -> None:
     (segmented / "scan_covidseg.json").write_text(content)
+    result = _report("scan.nii.gz")
+    assert result.exit_code == 3
+    assert "report of `covidseg segment`" in result.stderr
+
+
+@pytest.mark.parametrize(("section", "value"), [("scan", 3), ("scan", {}), ("measures", []), ("warnings", "none")])
+def test_a_report_with_a_section_that_is_none_is_refused(segmented: Path, section: str, value: object) -> None:
+    path = segmented / "scan_covidseg.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), section: value}))
     result = _report("scan.nii.gz")
     assert result.exit_code == 3
     assert "is no report of `covidseg segment`" in result.stderr

@@ -48,8 +48,9 @@ def render(template_name: str, **context: object) -> bytes:
         .get_template(template_name)
         .render(**given, script=inlined.script, style=inlined.style, **context)
     )
-    # The policy stands before all scripts and names them, so it is known last.
-    return html.replace(_POLICY_PLACE, inlined.policy, 1).encode()
+    # The policy stands before all scripts and names them, so it is known last. A file name that is no Unicode loses
+    # only the letters that are none.
+    return html.replace(_POLICY_PLACE, inlined.policy, 1).encode(errors="replace")
 
 
 def data_url(content: bytes, media_type: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -58,18 +59,16 @@ def timing_facts(report: Mapping[str, Any]) -> Facts:
 
 
 def registration_facts(follow_up: Mapping[str, Any]) -> Facts:
-    """How the two scans were brought together: each plain value under its own name."""
-    return tuple(
-        (name.replace("_", " "), _plain(value))
-        for name, value in follow_up["registration"].items()
-        if value is not None
-    )
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(one) for one in value)
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    """How the two scans were brought together, and how well."""
+    registration = follow_up["registration"]
+    facts = [("Brought together by", registration["method"])]
+    facts.append(("Overlap of the lungs", f"Dice {registration['lung_dice']:.3f} after the affine part"))
+    if (deformed := registration.get("deformed_lung_dice")) is not None:
+        facts.append(("", f"Dice {deformed:.3f} after the deformation"))
+    facts.append(("Shift", f"{math.hypot(*registration['translation_mm']):.0f} mm"))
+    if (largest := registration.get("largest_displacement_mm")) is not None:
+        facts.append(("Largest deformation", f"{largest:.0f} mm"))
+    return tuple(facts)
 
 
 def repeat_command(report: Mapping[str, Any]) -> str:
