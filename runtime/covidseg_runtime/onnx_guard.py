@@ -103,6 +103,28 @@ def refuse_unsafe_model(path: Path) -> None:
         raise BundleError(f"{path.name}: cannot be read as an ONNX model ({exc})") from exc
 
 
+def tensor_names(path: Path) -> tuple[str, str]:
+    """Names of the input and of the output of a file that `refuse_unsafe_model` let pass.
+
+    Raises:
+        BundleError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as model:
+            found = [
+                _texts(model, *span, path.name)[_NAME][0].decode(errors="replace")
+                for wanted in (_GRAPH_INPUT, _GRAPH_OUTPUT)
+                for graph, *inside in _messages(model, 0, len(model), path.name)
+                if graph == _MODEL_GRAPH
+                for number, *span in _messages(model, *inside, path.name)
+                if number == wanted
+            ]
+        tiles, logits = found
+    except (OSError, ValueError, IndexError) as exc:
+        raise BundleError(f"{path.name}: cannot be read as an ONNX model ({exc})") from exc
+    return tiles, logits
+
+
 def _walk_model(model: mmap.mmap, name: str) -> None:
     has_graph, seen = False, 0
     pending = [("Model", 0, len(model), 0)]
