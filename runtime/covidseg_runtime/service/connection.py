@@ -69,5 +69,3 @@ def guarded_protocol(limits: ServiceLimits) -> type[H11Protocol]:
                 self._deadline = None
 
     return GuardedProtocol
-
-

@@ -1,4 +1,4 @@
-"""What every request passes before it is answered: who asks, from where, how much, how long; and what all answers tell."""
+"""What every request passes: who asks, from where, how much, how long; and what all answers tell."""
 
 from __future__ import annotations
 
@@ -101,9 +101,7 @@ class Door:
 class _Passage:
     """One request and its answer on their way through the door."""
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, settings: ServiceSettings, metrics: Metrics
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: ServiceSettings, metrics: Metrics) -> None:
         self._scope, self._receive, self._send, self._metrics = scope, receive, send, metrics
         limits = settings.limits
         self._began = time.monotonic()

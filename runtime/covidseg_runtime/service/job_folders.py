@@ -13,7 +13,6 @@ was accepted is in `queued` or `finished`, whole.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,4 +185,4 @@ def size_of(folder: Path) -> int:
 
 
 def _modified(path: Path) -> float:
-    return os.stat(path).st_mtime
+    return path.stat().st_mtime

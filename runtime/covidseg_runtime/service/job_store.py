@@ -144,7 +144,7 @@ class JobStore:
 
     def _give_back(self, job_id: str) -> None:
         with self._changed:
-            del self._admitted[job_id]
+            self._admitted.pop(job_id, None)
 
     def begin(self, cancel: threading.Event, timeout: float) -> Job | None:
         """The job that waits longest, from now on worked on; None if there is none within so many seconds.
@@ -337,4 +337,3 @@ class JobStore:
 
     def _is_expired(self, job: Job) -> bool:
         return job.finished is not None and job.finished + self._keep <= now()
-

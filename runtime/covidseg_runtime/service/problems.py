@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 PROBLEM_TYPE = "application/problem+json"
@@ -38,17 +37,6 @@ class Problem(Exception):  # noqa: N818 - the name of the standard
         }
         content = json.dumps(body, ensure_ascii=False).encode()
         return Response(content, self.status, self.headers, media_type=PROBLEM_TYPE)
-
-
-def answer_problem(_request: Request, problem: Exception) -> Response:
-    """A handler for FastAPI.
-
-    Raises:
-        TypeError: If it is registered for anything but problems.
-    """
-    if not isinstance(problem, Problem):
-        raise TypeError(f"{type(problem).__name__} is no Problem")
-    return problem.response()
 
 
 _WHEN: Mapping[int, str] = {

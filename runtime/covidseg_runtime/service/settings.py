@@ -11,6 +11,8 @@ from covidseg_runtime.errors import SettingsError
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")  # what RFC 6750 lets a bearer token be, and not a short one
 
+HEALTH_PATHS = frozenset(("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"))
+
 
 @dataclass(frozen=True)
 class ServiceLimits:
@@ -41,8 +43,8 @@ class ServiceLimits:
     transfer_s: float = 900.0
     attempts: int = 3
     infer_bytes: int = 64 << 20
-    infer_tiles: int = 8
-    infers: int = 2
+    infer_tiles: int = 4
+    infers: int = 4
 
     def __post_init__(self) -> None:
         """Refuse a service that can do nothing.
@@ -88,7 +90,7 @@ class ServiceSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = field(default=None, repr=False)
-    open_paths: frozenset[str] = frozenset(("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"))
+    open_paths: frozenset[str] = HEALTH_PATHS
     keep_s: float = 24 * 3600.0
     workers: int = 1
     limits: ServiceLimits = field(default_factory=ServiceLimits)

@@ -74,7 +74,8 @@ def _boundary(content_type: str | None) -> bytes:
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data":
         raise Problem(
-            415, f"A body of type multipart/form-data is expected, with the scan in its part {SCAN!r}: curl -F scan=@FILE."
+            415,
+            f"A body of type multipart/form-data is expected, with the scan in its part {SCAN!r}: curl -F scan=@FILE.",
         )
     if not 0 < len(boundary) <= 70:
         raise Problem(400, "The Content-Type names no boundary of 1 to 70 characters; let an HTTP library write it.")
@@ -148,7 +149,8 @@ class _UploadParser:
             name = scan_name(path)
             if name is None:
                 raise Problem(
-                    415, "The scan is none of what is read: NIfTI (.nii, .nii.gz), a zip archive of a DICOM series, or DICOM."
+                    415,
+                    "The scan is nothing that is read: NIfTI (.nii, .nii.gz), a zip archive of a DICOM series, or DICOM.",
                 )
             path.rename(self._folder / name)
         except OSError as error:
@@ -230,5 +232,3 @@ def _window(text: str) -> tuple[float, float]:
         raise Problem(422, f"window is {text!r}; two numbers LOW,HIGH in HU are expected, as in -1250,250.")
     low, high = (_number("window", part.strip()) for part in parts)
     return low, high
-
-

@@ -139,7 +139,9 @@ class Workers:
             return _failed("The results could not be written; ask whoever runs this service to look at its disk.")
         except CovidsegError as error:
             # Where it lies is nobody's business but the service's.
-            return Outcome("failed", Failure(str(error).replace(f"{self._folders.scan_of(job).parent}/", ""), error.exit_code))
+            return Outcome(
+                "failed", Failure(str(error).replace(f"{self._folders.scan_of(job).parent}/", ""), error.exit_code)
+            )
         except MemoryError:
             return _failed("There is not enough memory for this scan.")
         except Exception as error:  # our own fault, met by one scan, must not take the others with it
