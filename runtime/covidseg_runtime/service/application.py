@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp
@@ -43,7 +45,7 @@ def describe_application(service: Service) -> FastAPI:
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=lambda route: route.name.replace(" ", "_"),
+        generate_unique_id_function=_operation_id,
     )
     for kind, handler in (
         (Problem, _answer_problem),
@@ -59,6 +61,12 @@ def describe_application(service: Service) -> FastAPI:
     app.include_router(_about_routes(service, app))
     _describe(app, service)
     return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """From the path, which is unlike the name of a function unique."""
+    words = re.findall(r"\w+", route.path)
+    return "_".join((*sorted(method.lower() for method in route.methods), *words))
 
 
 def _health_routes(service: Service) -> APIRouter:
@@ -145,8 +153,8 @@ vertical-align:top}}</style></head>
 """.encode()
 
 
-def _answer_problem(_request: Request, problem: Exception) -> Response:
-    return _as(problem, Problem).response()
+def _answer_problem(request: Request, problem: Exception) -> Response:
+    return _as(problem, Problem).response(request.url.path)
 
 
 def _answer_http(request: Request, error: Exception) -> Response:
@@ -156,22 +164,26 @@ def _answer_http(request: Request, error: Exception) -> Response:
         404: f"There is nothing at {request.url.path[:_LONGEST_VALUE]!r}; GET / names every path.",
         405: f"{request.method[:_LONGEST_VALUE]} is not for this path; GET / names what is.",
     }
-    return Problem(found.status_code, sentences.get(found.status_code, str(found.detail)), found.headers).response()
+    return Problem(found.status_code, sentences.get(found.status_code, str(found.detail)), found.headers).response(
+        request.url.path
+    )
 
 
-def _answer_invalid(_request: Request, error: Exception) -> Response:
+def _answer_invalid(request: Request, error: Exception) -> Response:
     first = _as(error, RequestValidationError).errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:])
     given = repr(first.get("input"))[:_LONGEST_VALUE]
-    return Problem(422, f"{name} is {given}: {str(first['msg']).lower()}.").response()
+    return Problem(422, f"{name} is {given}: {str(first['msg']).lower()}.").response(request.url.path)
 
 
-def _answer_nobody(_request: Request, _error: Exception) -> Response:
-    return Problem(400, "The connection ended before the body did.").response()
+def _answer_nobody(request: Request, _error: Exception) -> Response:
+    return Problem(400, "The connection ended before the body did.").response(request.url.path)
 
 
-def _answer_fault(_request: Request, error: Exception) -> Response:
-    return Problem(500, f"An unexpected {type(error).__name__} in the service; its log shows where.").response()
+def _answer_fault(request: Request, error: Exception) -> Response:
+    return Problem(500, f"An unexpected {type(error).__name__} in the service; its log shows where.").response(
+        request.url.path
+    )
 
 
 def _as(error: Exception, kind: type[T]) -> T:

@@ -10,9 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from covidseg_runtime.service.settings import ServiceLimits
 
 _DETAIL = "Too many connections are open; close some, or come again in a second."
-_BODY = json.dumps(
-    {"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": _DETAIL, "error": _DETAIL}
-).encode()
+_BODY = json.dumps({"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": _DETAIL}).encode()
 _TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\n"
     b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
@@ -20,7 +18,7 @@ _TOO_MANY = (
 
 
 def guarded_protocol(limits: ServiceLimits) -> type[H11Protocol]:
-    """uvicorn's protocol, with the two limits that it does not have.
+    """The protocol of uvicorn, with the two limits that it does not have.
 
     Its own limit of connections still reads each request, and it waits for a header, or for the rest of a body that it
     has answered already, without end.

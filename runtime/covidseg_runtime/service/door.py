@@ -56,7 +56,7 @@ class Door:
             self._judge(scope, passage)
             await self._app(scope, passage.receive, passage.send)
         except Problem as problem:
-            await problem.response()(scope, passage.receive, passage.send)
+            await problem.response(scope["path"])(scope, passage.receive, passage.send)
         except Stalled:
             pass  # the connection is closed, as the answer is not whole
         finally:

@@ -139,7 +139,7 @@ def job_routes(service: Service) -> APIRouter:
             name=f"fetch {name}",
             summary=f"Fetch {name}",
             description=_WHAT[name],
-            operation_id=f"fetch_{name}",
+            status_code=200,
             response_class=FileAnswer,
             responses={
                 200: {"description": _WHAT[name], "content": {_MEDIA_TYPES[name].partition(";")[0]: {}}},

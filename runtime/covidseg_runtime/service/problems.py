@@ -26,15 +26,16 @@ class Problem(Exception):  # noqa: N818 - the name of the standard
         super().__init__(detail)
         self.status, self.detail, self.headers = status, detail, dict(headers or {})
 
-    def response(self) -> Response:
-        """The answer. `error` is the detail once more, where clients of KServe look for it."""
+    def response(self, path: str) -> Response:
+        """The answer to a request for a path."""
         body = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
             "detail": self.detail,
-            "error": self.detail,
         }
+        if path.startswith("/v2"):
+            body["error"] = self.detail
         content = json.dumps(body, ensure_ascii=False).encode()
         return Response(content, self.status, self.headers, media_type=PROBLEM_TYPE)
 
@@ -63,13 +64,13 @@ _REFERENCE = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}
 PROBLEM_SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "description": "RFC 9457.",
-    "required": ["type", "title", "status", "detail", "error"],
+    "required": ["type", "title", "status", "detail"],
     "properties": {
         "type": {"type": "string", "format": "uri-reference"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "What was given, what is expected, how to mend it."},
-        "error": {"type": "string", "description": "The detail, where clients of KServe look for it."},
+        "error": {"type": "string", "description": "Under /v2: the detail, where clients of KServe look for it."},
     },
 }
 

@@ -6,7 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
-_HEAD = 132
+_HEAD = 1 << 14  # a gzip file may describe its code before the first byte that it holds
 _GZIP, _ZIP, _DICOM = b"\x1f\x8b", b"PK\x03\x04", b"DICM"
 _NIFTI_SIZES = (348, 540)
 _DICOM_NAMES = ("scan.zip", "scan.dcm")
@@ -20,7 +20,7 @@ def scan_name(path: Path) -> str | None:
         return "scan.nii.gz" if _is_nifti(_unfolded(head)) else None
     if head.startswith(_ZIP):
         return "scan.zip"
-    if head[128:] == _DICOM:
+    if head[128:132] == _DICOM:
         return "scan.dcm"
     return "scan.nii" if _is_nifti(head) else None
 

@@ -46,12 +46,13 @@ def run_service(
     context = None if settings.certificate is None else _tls_context(settings.certificate)
     with _bound_socket(settings) as bound, open_segmenter() as segmenter:
         service = Service(settings, segmenter, report)
+        server = _make_server(service, context, stop)
         with service.running():
             report(f"listening on {_url(settings, bound)}")
-            _serve(service, bound, context, stop)
+            asyncio.run(server.serve([bound]))
 
 
-def _serve(service: Service, bound: socket.socket, context: ssl.SSLContext | None, stop: threading.Event) -> None:
+def _make_server(service: Service, context: ssl.SSLContext | None, stop: threading.Event) -> uvicorn.Server:
     # What a caller sends is no reason to write to the log.
     for name in ("python_multipart", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -70,7 +71,7 @@ def _serve(service: Service, bound: socket.socket, context: ssl.SSLContext | Non
         timeout_graceful_shutdown=_LONGEST_END_S,
         ssl_context_factory=None if context is None else lambda *_: context,
     )
-    asyncio.run(_Server(config, stop).serve([bound]))
+    return _Server(config, stop)
 
 
 class _Server(uvicorn.Server):

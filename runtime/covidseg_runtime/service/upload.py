@@ -150,7 +150,7 @@ class _UploadParser:
             if name is None:
                 raise Problem(
                     415,
-                    "The scan is nothing that is read: NIfTI (.nii, .nii.gz), a zip archive of a DICOM series, or DICOM.",
+                    "The scan is nothing that is read: NIfTI (.nii, .nii.gz), a zip of a DICOM series, or DICOM.",
                 )
             path.rename(self._folder / name)
         except OSError as error:
