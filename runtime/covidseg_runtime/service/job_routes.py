@@ -58,6 +58,7 @@ _UPLOAD_BODY: Mapping[str, Any] = {
                         "pattern": "^-[1-9][0-9]{2},[1-9][0-9]{2}$",
                         "description": "LOW,HIGH in HU, where the scan holds grey levels of it: -1250,250.",
                     },
+                    "page": {"type": "boolean", "default": True, "description": "Also make the page for people."},
                 },
             },
             "encoding": {"scan": {"contentType": "application/gzip, application/octet-stream, application/zip"}},

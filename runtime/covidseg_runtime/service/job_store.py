@@ -172,6 +172,11 @@ class JobStore:
                 self._cancels[job.id] = cancel
         return begun
 
+    def wake(self) -> None:
+        """Let those who wait in `begin` come back at once."""
+        with self._changed:
+            self._changed.notify_all()
+
     def progress(self, job_id: str, done: int, total: int) -> None:
         """Tiles of a job that is worked on."""
         with self._changed:

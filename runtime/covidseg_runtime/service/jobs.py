@@ -35,6 +35,7 @@ class JobOptions:
         quality: "fast", "balanced" or "best".
         min_lesion_ml: Smaller infections become lung again.
         window_hu: The scan holds grey levels of this window; None: HU.
+        page: Also make the page for people, which takes about as long as the segmentation.
 
     Raises:
         SettingsError: If one has no meaning.
@@ -43,6 +44,7 @@ class JobOptions:
     quality: str = "balanced"
     min_lesion_ml: float = 0.05
     window_hu: Window | None = None
+    page: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what a segmenter would."""

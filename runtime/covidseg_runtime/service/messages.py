@@ -32,6 +32,7 @@ class Options(_Message):
     quality: str
     min_lesion_ml: float
     window: tuple[float, float] | None = Field(description="Lowest and highest HU of grey levels.")
+    page: bool
 
 
 class JobMessage(_Message):
@@ -74,7 +75,10 @@ def job_message(job: Job, store: JobStore) -> JobMessage:
         id=job.id,
         state=job.state,
         options=Options(
-            quality=job.options.quality, min_lesion_ml=job.options.min_lesion_ml, window=job.options.window_hu
+            quality=job.options.quality,
+            min_lesion_ml=job.options.min_lesion_ml,
+            window=job.options.window_hu,
+            page=job.options.page,
         ),
         accepted=job.accepted.isoformat(timespec="milliseconds"),
         started=None if job.started is None else job.started.isoformat(timespec="milliseconds"),

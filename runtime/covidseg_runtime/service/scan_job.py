@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from covidseg_runtime.dicom.source_series import SourceSeries
 
 _NO_SERIES = "DICOM objects are made of DICOM series alone; this scan was NIfTI."
+_NO_PAGE = "It was not asked for; send page=true with the scan."
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip archive can tell
 
 
@@ -71,7 +72,7 @@ def run_scan_job(segmenter: Segmenter, job: Job, scan: Path, results: Path, inte
     write_json(results / RESULT_FILES["report"], report)
     write_bytes_atomic(results / RESULT_FILES["preview"], render_preview(volume, segmentation.labels))
     missing = {
-        "page": _write_page(results, volume, segmentation, report),
+        "page": _write_page(results, volume, segmentation, report) if job.options.page else _NO_PAGE,
         "dicom": _NO_SERIES if source is None else _write_dicom(results, volume, segmentation, report, source, job),
     }
     return {result: why for result, why in missing.items() if why is not None}

@@ -46,13 +46,14 @@ def run_service(
     context = None if settings.certificate is None else _tls_context(settings.certificate)
     with _bound_socket(settings) as bound, open_segmenter() as segmenter:
         service = Service(settings, segmenter, report)
-        server = _make_server(service, context, stop)
+        server = make_server(service, context, stop)
         with service.running():
             report(f"listening on {_url(settings, bound)}")
             asyncio.run(server.serve([bound]))
 
 
-def _make_server(service: Service, context: ssl.SSLContext | None, stop: threading.Event) -> uvicorn.Server:
+def make_server(service: Service, context: ssl.SSLContext | None, stop: threading.Event) -> uvicorn.Server:
+    """A server that is yet to be run on a socket, and ends when `stop` is set."""
     # What a caller sends is no reason to write to the log.
     for name in ("python_multipart", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.ERROR)

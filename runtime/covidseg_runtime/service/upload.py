@@ -21,7 +21,7 @@ from covidseg_runtime.service.problems import Problem
 from covidseg_runtime.service.scan_content import is_dicom, scan_name
 
 SCAN = "scan"
-_FIELDS = ("quality", "min_lesion_ml", "window")
+_FIELDS = ("quality", "min_lesion_ml", "window", "page")
 _LONGEST_FIELD = 64
 _MOST_PARTS = 8
 _PARTIAL = "upload.part"
@@ -215,6 +215,7 @@ def _options(fields: dict[str, bytes]) -> JobOptions:
             quality=given.get("quality", JobOptions.quality),
             min_lesion_ml=_number("min_lesion_ml", given.get("min_lesion_ml", str(JobOptions.min_lesion_ml))),
             window_hu=_window(given["window"]) if "window" in given else None,
+            page=_truth("page", given.get("page", "true")),
         )
     except SettingsError as error:
         raise Problem(422, f"{error}.".replace("..", ".")) from error
@@ -224,6 +225,12 @@ def _number(name: str, text: str) -> float:
     if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         raise Problem(422, f"{name} is {text!r}; a number such as 0.05 is expected.")
     return float(text)
+
+
+def _truth(name: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise Problem(422, f"{name} is {text!r}; true or false is expected.")
+    return text == "true"
 
 
 def _window(text: str) -> tuple[float, float]:

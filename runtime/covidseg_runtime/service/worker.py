@@ -67,6 +67,7 @@ class Workers:
             self._stop.set()
             for cancel in self._cancels:
                 cancel.set()
+        self._store.wake()
         for thread in self._threads:
             thread.join()
 
