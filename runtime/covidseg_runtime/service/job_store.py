@@ -107,6 +107,10 @@ class JobStore:
                 raise KeyInUseError("An upload with this Idempotency-Key is still coming in; ask again when it ended.")
             if len(self._waiting) + len(self._admitted) >= self._limits.queue:
                 raise QueueFullError(f"{self._limits.queue} jobs wait, as many as may; try again later.")
+            if len(self._jobs) + len(self._admitted) >= self._limits.jobs:
+                raise StorageFullError(
+                    f"{self._limits.jobs} jobs are kept, as many as may; remove those whose results you have."
+                )
             room = min(self._limits.disk_bytes - self._used(), free - self._limits.free_bytes)
             if room < size:
                 raise StorageFullError(
@@ -325,8 +329,10 @@ class JobStore:
         """Whether an upload of the largest size would be taken."""
         free = self._folders.free_bytes() - self._limits.free_bytes
         with self._changed:
-            has_place = len(self._waiting) + len(self._admitted) < self._limits.queue
-            return has_place and min(self._limits.disk_bytes - self._used(), free) >= self._limits.upload_bytes
+            admitted = len(self._admitted)
+            is_full = len(self._waiting) + admitted >= self._limits.queue
+            is_full = is_full or len(self._jobs) + admitted >= self._limits.jobs
+            return not is_full and min(self._limits.disk_bytes - self._used(), free) >= self._limits.upload_bytes
 
     def seconds_to_wait(self) -> int:
         """After how long a place may be free: a job's mean of late, in whole seconds."""

@@ -21,6 +21,7 @@ class ServiceLimits:
     Attributes:
         queue: Jobs that wait, those that are being uploaded among them.
         upload_bytes: Of one scan.
+        jobs: Kept at a time, those that ended among them.
         disk_bytes: Of all uploads and results together.
         free_bytes: Left on the disk.
         connections: At a time.
@@ -35,6 +36,7 @@ class ServiceLimits:
 
     queue: int = 32
     upload_bytes: int = 1 << 30
+    jobs: int = 20_000
     disk_bytes: int = 20 << 30
     free_bytes: int = 1 << 30
     connections: int = 128

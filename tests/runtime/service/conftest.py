@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from phantom import pointwise_logits
+from phantom import pointwise_logits, tiny_model, write_tiny_bundle
 from service_peers import ROOMY, Asked, GatedEngine, asking
 
 from covidseg_runtime.bundle import load_bundle
@@ -47,3 +47,13 @@ def client(settings: ServiceSettings, segmenter: Segmenter) -> Iterator[Asked]:
 def scan(phantom_scan: Path) -> bytes:
     """The phantom as .nii.gz."""
     return phantom_scan.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+    """One service for all tests of a module that change nothing."""
+    folder = tmp_path_factory.mktemp("shared")
+    bundle = load_bundle(write_tiny_bundle(folder / "tiny", tiny_model()))
+    settings = ServiceSettings(folder=folder / "service", limits=ROOMY)
+    with asking(settings, Segmenter(bundle, PointwiseEngine(pointwise_logits))) as client:
+        yield client
