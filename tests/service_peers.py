@@ -70,7 +70,7 @@ def asking(settings, segmenter) -> Iterator[Asked]:
     """A service that runs, and listens on a free port, while the block does."""
     lines: list[str] = []
     service, stop = Service(settings, segmenter, lines.append), threading.Event()
-    server = make_server(service, None, stop)
+    server = make_server(service, stop)
     with socket.create_server(("127.0.0.1", 0)) as bound, service.running():
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))
         thread.start()

@@ -68,7 +68,7 @@ def describe_application(service: Service) -> FastAPI:
 def _operation_id(route: APIRoute) -> str:
     """From the path, which is unlike the name of a function unique."""
     words = re.findall(r"\w+", route.path)
-    return "_".join((*sorted(method.lower() for method in route.methods), *words))
+    return "_".join((*sorted(method.lower() for method in route.methods or ()), *words))
 
 
 def _health_routes(service: Service) -> APIRouter:

@@ -46,14 +46,25 @@ def run_service(
     context = None if settings.certificate is None else _tls_context(settings.certificate)
     with _bound_socket(settings) as bound, open_segmenter() as segmenter:
         service = Service(settings, segmenter, report)
-        server = make_server(service, context, stop)
+        server = make_server(service, stop, context, lambda: report(f"listening on {_url(settings, bound)}"))
         with service.running():
-            report(f"listening on {_url(settings, bound)}")
             asyncio.run(server.serve([bound]))
 
 
-def make_server(service: Service, context: ssl.SSLContext | None, stop: threading.Event) -> uvicorn.Server:
-    """A server that is yet to be run on a socket, and ends when `stop` is set."""
+def make_server(
+    service: Service,
+    stop: threading.Event,
+    context: ssl.SSLContext | None = None,
+    on_listening: Callable[[], None] = lambda: None,
+) -> uvicorn.Server:
+    """A server that is yet to be run on a socket.
+
+    Args:
+        service: What answers.
+        stop: Ends it.
+        context: Of TLS; None: no TLS.
+        on_listening: Called as soon as it can be reached.
+    """
     # What a caller sends is no reason to write to the log.
     for name in ("python_multipart", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -72,15 +83,19 @@ def make_server(service: Service, context: ssl.SSLContext | None, stop: threadin
         timeout_graceful_shutdown=_LONGEST_END_S,
         ssl_context_factory=None if context is None else lambda *_: context,
     )
-    return _Server(config, stop)
+    return _Server(config, stop, on_listening)
 
 
 class _Server(uvicorn.Server):
     """Ends when the event is set; signals are their owner's."""
 
-    def __init__(self, config: uvicorn.Config, stop: threading.Event) -> None:
+    def __init__(self, config: uvicorn.Config, stop: threading.Event, on_listening: Callable[[], None]) -> None:
         super().__init__(config)
-        self._stop = stop
+        self._stop, self._on_listening = stop, on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
