@@ -162,13 +162,24 @@ def _answer_problem(request: Request, problem: Exception) -> Response:
 def _answer_http(request: Request, error: Exception) -> Response:
     """What the library refuses: an unknown path, a method that a path does not have."""
     found = _as(error, HTTPException)
+    headers = dict(found.headers or {})
+    if found.status_code == 405:  # the library names those of one of several routes
+        headers["Allow"] = ", ".join(_methods_of(request))
     sentences = {
         404: f"There is nothing at {request.url.path[:_LONGEST_VALUE]!r}; GET / names every path.",
         405: f"{request.method[:_LONGEST_VALUE]} is not for this path; GET / names what is.",
     }
-    return Problem(found.status_code, sentences.get(found.status_code, str(found.detail)), found.headers).response(
+    return Problem(found.status_code, sentences.get(found.status_code, str(found.detail)), headers).response(
         request.url.path
     )
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What a path can be asked, by the description."""
+    for template, operations in request.app.openapi()["paths"].items():
+        if re.fullmatch(re.sub(r"{\w+}", "[^/]+", template), request.url.path):
+            return sorted(method.upper() for method in operations)
+    return []
 
 
 def _answer_invalid(request: Request, error: Exception) -> Response:

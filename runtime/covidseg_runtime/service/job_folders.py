@@ -47,7 +47,8 @@ class JobFolders:
                 (folder / name).mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"The folder {folder} cannot be made: {error.strerror}.") from error
-        write_json(folder / _MARK, {"schema_version": 1, "content": "jobs of covidseg serve"})
+        if not (folder / _MARK).is_file():
+            write_json(folder / _MARK, {"schema_version": 1, "content": "jobs of covidseg serve"})
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -162,8 +163,13 @@ class JobFolders:
         return self._folder / "finished" / job.id / RESULT_FILES[name]
 
     def free_bytes(self) -> int:
-        """Free on the disk."""
-        return shutil.disk_usage(self._folder).free
+        """Free on the disk.
+
+        Raises:
+            OutputError: If it cannot be told.
+        """
+        with _writing(self._folder):
+            return shutil.disk_usage(self._folder).free
 
     def _move(self, folder: Path, place: Path) -> None:
         with _writing(place):

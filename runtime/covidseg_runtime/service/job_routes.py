@@ -52,7 +52,7 @@ _UPLOAD_BODY: Mapping[str, Any] = {
                         "description": "A chest CT: .nii, .nii.gz, a zip archive of a DICOM series, or one DICOM file.",
                     },
                     "quality": {"type": "string", "enum": list(QUALITIES), "default": "balanced"},
-                    "min_lesion_ml": {"type": "number", "minimum": 0, "maximum": 1e6, "default": 0.05},
+                    "min_lesion_ml": {"type": "number", "minimum": 0, "default": 0.05},
                     "window": {
                         "type": "string",
                         "pattern": "^-[1-9][0-9]{2},[1-9][0-9]{2}$",
@@ -153,13 +153,8 @@ def job_routes(service: Service) -> APIRouter:
 def _fetch(service: Service, name: str) -> Any:  # noqa: ANN401 - a route
     async def fetch(job_id: JobId) -> FileAnswer:
         job = _get(service, job_id)
-        if not job.is_finished:
-            raise Problem(409, f"The job is {job.state}; ask again when its state is done.")
-        if job.state != "done":
-            raise Problem(404, f"The job {_ended(job)}, so there are no results.")
         if name not in job.results:
-            why = "" if job.outcome is None else job.outcome.missing.get(name, "")
-            raise Problem(404, f"There is no {name} of this scan. {why}".strip())
+            raise Problem(409, _why_not(job, name))
         try:
             return FileAnswer(
                 service.folders.result(job, name),
@@ -172,8 +167,14 @@ def _fetch(service: Service, name: str) -> Any:  # noqa: ANN401 - a route
     return fetch
 
 
-def _ended(job: Job) -> str:
-    return "was cancelled" if job.state == "cancelled" else "failed"
+def _why_not(job: Job, name: str) -> str:
+    if job.outcome is None:
+        return f"The job is {job.state}; ask again when its state is done."
+    if job.outcome.failure is not None:
+        return f"The job failed, so there are no results: {job.outcome.failure.sentence}"
+    if job.state == "cancelled":
+        return "The job was cancelled, so there are no results; send the scan again."
+    return f"There is no {name} of this scan. {job.outcome.missing.get(name, '')}".strip()
 
 
 def _get(service: Service, job_id: str) -> Job:

@@ -46,7 +46,7 @@ _WHEN: Mapping[int, str] = {
     403: "The request comes from a page of another site, or by a name that is not this service's.",
     404: "There is no such thing.",
     408: "The body came too slowly.",
-    409: "It is in a state that does not fit.",
+    409: "It does not fit the state: no such result, or not yet; or a key that was used for something else.",
     410: "It was there, and is removed.",
     413: "The body is too large.",
     415: "The body is of a kind that is not read.",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from covidseg_runtime.errors import OutputError
 from covidseg_runtime.segmenter import Segmenter
 from covidseg_runtime.service.job_folders import JobFolders
 from covidseg_runtime.service.job_store import JobStore
@@ -71,9 +72,10 @@ class Service:
         """Why no job would be taken now; None: it would."""
         if not self.workers.are_well:
             return "A worker has ended; start the service again."
-        if not self.store.has_room():
-            return "The queue or the disk is full."
-        return None
+        try:
+            return None if self.store.has_room() else "The queue or the disk is full."
+        except OutputError:
+            return "The folder of the jobs cannot be used."
 
 
 class Inferences:

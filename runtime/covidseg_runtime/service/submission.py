@@ -92,5 +92,5 @@ async def _receive(request: Request, admission: Admission) -> Upload:
 
 def _same(earlier: Job, upload: Upload) -> Job:
     if earlier.fingerprint != upload.fingerprint:
-        raise Problem(422, "The Idempotency-Key was used for another scan or other options; give a new one.")
+        raise Problem(409, "The Idempotency-Key was used for another scan or other options; give a new one.")
     return earlier

@@ -26,7 +26,7 @@ _LONGEST_FIELD = 64
 _MOST_PARTS = 8
 _PARTIAL = "upload.part"
 _TOGETHER = 1 << 20  # written at once
-_NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?([eE]-?\d{1,3})?")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d{1,3})?")
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,7 @@ def _expected() -> str:
 
 
 def _options(fields: dict[str, bytes]) -> JobOptions:
-    texts = {name: value.decode("utf-8", "replace").strip() for name, value in fields.items()}
-    given = {name: text for name, text in texts.items() if text}
+    given = {name: value.decode("utf-8", "replace") for name, value in fields.items()}
     try:
         return JobOptions(
             quality=given.get("quality", JobOptions.quality),
@@ -237,5 +236,5 @@ def _window(text: str) -> tuple[float, float]:
     parts = text.split(",")
     if len(parts) != 2:
         raise Problem(422, f"window is {text!r}; two numbers LOW,HIGH in HU are expected, as in -1250,250.")
-    low, high = (_number("window", part.strip()) for part in parts)
+    low, high = (_number("window", part) for part in parts)
     return low, high

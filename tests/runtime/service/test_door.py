@@ -133,7 +133,8 @@ def test_an_unknown_path_or_method_is_told_in_a_sentence(client: Asked) -> None:
     assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")
     wrong = client.put("/v1/jobs")
     assert (wrong.status_code, "PUT is not for this path" in wrong.json()["detail"]) == (405, True)
-    assert wrong.headers["allow"]
+    assert wrong.headers["allow"] == "GET, POST"
+    assert client.put(f"/v1/jobs/{'0' * 32}").headers["allow"] == "DELETE, GET"
     invalid = client.get("/v1/jobs", params={"limit": "many"})
     assert (invalid.status_code, "limit is 'many'" in invalid.json()["detail"]) == (422, True)
 

@@ -227,6 +227,18 @@ def test_a_full_disk_changes_nothing(folder: Path, monkeypatch) -> None:
         assert begun(store).attempts == 1
 
 
+def test_a_folder_that_was_taken_away_is_503_and_not_ready(settings, segmenter, scan, monkeypatch) -> None:
+    monkeypatch.setattr("covidseg_runtime.service.worker._WAIT_FOR_DISK_S", 0.05)
+    with asking(settings, segmenter) as client:
+        settings.folder.rename(settings.folder.with_name("elsewhere"))
+        answer = client.submit(scan)
+        assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+        assert str(settings.folder) not in answer.text
+        assert client.get("/health/ready").status_code == 503
+        settings.folder.with_name("elsewhere").rename(settings.folder)
+        assert client.ended(client.submit(scan).json()["id"])["state"] == "done"
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "incoming").mkdir()
     with pytest.raises(SettingsError, match="holds something else"):

@@ -101,7 +101,7 @@ def test_a_zip_of_a_series_gets_dicom_objects(client, tmp_path) -> None:
 def test_a_nifti_has_no_dicom_objects_and_says_why(client, scan) -> None:
     job = client.ended(submitted(client, scan)["id"])
     answer = client.get(f"/v1/jobs/{job['id']}/dicom")
-    assert answer.status_code == 404
+    assert answer.status_code == 409
     assert "DICOM series alone" in answer.json()["detail"]
 
 
@@ -111,7 +111,8 @@ def test_what_cannot_be_segmented_fails_with_the_sentence_and_code_of_the_comman
     assert (job["state"], job["error"]["exit_code"], job["results"]) == ("failed", 3, {})
     assert job["error"]["sentence"].startswith("scan.nii holds values from 40 to 40")
     answer = client.get(f"/v1/jobs/{job['id']}/labels")
-    assert (answer.status_code, answer.json()["detail"]) == (404, "The job failed, so there are no results.")
+    assert answer.status_code == 409
+    assert answer.json()["detail"] == f"The job failed, so there are no results: {job['error']['sentence']}"
 
 
 def test_a_scan_is_gone_from_the_disk_when_its_job_has_ended(client, scan, settings) -> None:
@@ -139,9 +140,9 @@ def test_an_idempotency_key_makes_one_job(client, scan) -> None:
 
     first = send(scan).json()["id"]
     assert (send(scan).status_code, send(scan).json()["id"]) == (202, first)
-    assert send(scan, quality="fast").status_code == 422
+    assert send(scan, quality="fast").status_code == 409
     other = send(scan + b"\0")
-    assert (other.status_code, "another scan" in other.json()["detail"]) == (422, True)
+    assert (other.status_code, "another scan" in other.json()["detail"]) == (409, True)
     assert len(client.get("/v1/jobs").json()["jobs"]) == 1
     client.ended(first)
     client.delete(f"/v1/jobs/{first}")
@@ -172,7 +173,7 @@ def test_a_job_that_waits_or_runs_is_cancelled_and_one_that_ended_is_removed(set
         assert client.delete(f"/v1/jobs/{running}").status_code == 202
         engine.gate.set()
         assert client.ended(running)["state"] == "cancelled"
-        assert client.get(f"/v1/jobs/{running}/report").status_code == 404
+        assert client.get(f"/v1/jobs/{running}/report").status_code == 409
         assert client.delete(f"/v1/jobs/{running}").status_code == 204
         assert client.get(f"/v1/jobs/{running}").status_code == 410
         assert client.delete(f"/v1/jobs/{running}").status_code == 410

@@ -39,12 +39,12 @@ def test_whatever_ends_it_the_next_start_does_what_was_accepted(tmp_path: Path, 
     with serving(folder, "--device", "cpu", "--workers", "2") as process:
         jobs = [submit(process, DEMO), submit(process)]  # the first takes seconds
         assert process.end(number) == code
-    assert not any(path.name.startswith(".") for path in folder.rglob("*"))
     with serving(folder, "--device", "cpu") as process, httpx.Client(base_url=process.url, timeout=60) as client:
         ended = [wait_for_end(client, job) for job in jobs]
         assert [job["state"] for job in ended] == ["done"] * 2
         content = client.get(ended[1]["results"]["labels"]).content
         assert process.end() == 0
+    assert not any(path.name.startswith(".") for path in folder.rglob("*"))  # nothing is half written
     found = np.asarray(nibabel.Nifti1Image.from_bytes(gzip.decompress(content)).dataobj)
     with Segmenter.open(device="cpu", settings=SegmentSettings(quality="fast")) as segmenter:
         np.testing.assert_array_equal(found, segmenter.segment(read_volume(CROP)).labels)
