@@ -31,6 +31,7 @@ from covidseg_runtime.service.tensors import (
     in_pieces,
     json_parts,
     parse_request,
+    request_schema,
 )
 
 VERSION = "1"
@@ -44,24 +45,6 @@ HeaderLength = Annotated[
 ModelName = Annotated[str, Path(description="Of the model; GET / names it.")]
 ModelVersion = Annotated[str, Path(description=f"Of the model; {VERSION}.")]
 
-_INFER_BODY = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["inputs"],
-                "properties": {
-                    "id": {"type": "string", "maxLength": 256},
-                    "parameters": {"type": "object"},
-                    "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": {"type": "object"}},
-                    "outputs": {"type": "array", "maxItems": 1, "items": {"type": "object"}},
-                },
-            }
-        },
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-    },
-}
 _INFER_ANSWER = {
     200: {
         "description": "The logits, as JSON, or as bytes behind it.",
@@ -210,9 +193,13 @@ def _add_descriptions(routes: APIRouter, model: _Model) -> None:
 
 
 def _add_inference(routes: APIRouter, model: _Model) -> None:
+    body = {
+        "application/json": {"schema": request_schema(model.signature)},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    }
     described: dict[str, Any] = {
         "responses": {**_INFER_ANSWER, **problem_responses(400, 404, 408, 413, 415, 422, 429)},
-        "openapi_extra": {"requestBody": _INFER_BODY},
+        "openapi_extra": {"requestBody": {"required": True, "content": body}},
         "response_class": Response,
     }
 

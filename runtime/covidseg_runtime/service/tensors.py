@@ -54,12 +54,12 @@ class InferenceRequest:
     """What is asked for.
 
     Attributes:
-        id: Of the caller; None: none.
+        id: Of the caller; empty: none.
         tiles: (N, 1, Z, Y, X) float32.
         is_binary: Whether the logits are to come as bytes.
     """
 
-    id: str | None
+    id: str
     tiles: NDArray[np.float32]
     is_binary: bool
 
@@ -79,14 +79,48 @@ def parse_request(body: bytes, header_length: str | None, signature: Signature) 
     request = _load(header, signature)
     tensor = _only(request, "inputs", signature.tiles)
     shape = _judge_shape(tensor, signature)
-    outputs = _parameters(request).get("binary_data_output", False)
-    if request.get("outputs"):
-        wanted = _only(request, "outputs", signature.logits)
-        outputs = _parameters(wanted).get("binary_data", outputs)
-    request_id = request.get("id")
-    if request_id is not None and (not isinstance(request_id, str) or len(request_id) > _LONGEST_ID):
+    is_binary = _flag(request, "binary_data_output", default=False)
+    if request.get("outputs", []) != []:
+        is_binary = _flag(_only(request, "outputs", signature.logits), "binary_data", default=is_binary)
+    request_id = request.get("id", "")
+    if not isinstance(request_id, str) or len(request_id) > _LONGEST_ID:
         raise _malformed(f"id must be a text of at most {_LONGEST_ID} characters")
-    return InferenceRequest(request_id, _tiles(tensor, shape, binary), outputs is True)
+    return InferenceRequest(request_id, _tiles(tensor, shape, binary), is_binary)
+
+
+def request_schema(signature: Signature) -> dict[str, Any]:
+    """The JSON of a request, for OpenAPI."""
+    lengths = [{"const": length} for length in (1, *signature.tile_shape)]
+    shape = [{"type": "integer", "minimum": 1, "maximum": signature.most_tiles}, *lengths]
+    tensor = {
+        "type": "object",
+        "required": ["name", "datatype", "shape"],
+        "properties": {
+            "name": {"const": signature.tiles},
+            "datatype": {"const": DATATYPE},
+            "shape": {"type": "array", "prefixItems": shape, "minItems": 5, "maxItems": 5},
+            "data": {"type": "array", "description": "The numbers, in one list or in lists of the tensor's shape."},
+            "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
+        },
+    }
+    output = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {
+            "name": {"const": signature.logits},
+            "parameters": {"type": "object", "properties": {"binary_data": {"type": "boolean"}}},
+        },
+    }
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string", "maxLength": _LONGEST_ID},
+            "parameters": {"type": "object", "properties": {"binary_data_output": {"type": "boolean"}}},
+            "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": tensor},
+            "outputs": {"type": "array", "maxItems": 1, "items": output},
+        },
+    }
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
@@ -132,11 +166,16 @@ def _only(request: Mapping[str, Any], kind: str, name: str) -> Mapping[str, Any]
 
 
 def _parameters(holder: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = holder.get("parameters")
-    if found is None:
-        return {}
+    found = holder.get("parameters", {})
     if not isinstance(found, dict):
         raise _malformed("parameters must be an object")
+    return found
+
+
+def _flag(holder: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    found = _parameters(holder).get(name, default)
+    if not isinstance(found, bool):
+        raise _malformed(f"{name} must be true or false")
     return found
 
 
@@ -193,7 +232,7 @@ def answer_header(
     if request.is_binary:
         output["parameters"] = {"binary_data_size": logits.size * _FLOAT32.itemsize}
     header: dict[str, Any] = {"model_name": model[0], "model_version": model[1], "outputs": [output]}
-    return header if request.id is None else {"id": request.id, **header}
+    return {"id": request.id, **header} if request.id else header
 
 
 def binary_parts(header: Mapping[str, Any], logits: NDArray[np.float32]) -> tuple[bytes, memoryview]:

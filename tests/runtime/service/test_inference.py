@@ -130,6 +130,7 @@ ONE = tiles_of(1)
         (request(ONE, parameters={"shared_memory_region": "x"}), "shared_memory_region is not supported"),
         ({**request(ONE), "id": 5}, "id must be a text"),
         ({**request(ONE), "parameters": []}, "parameters must be an object"),
+        ({**request(ONE), "parameters": {"binary_data_output": 1}}, "binary_data_output must be true or false"),
         ({**request(ONE), "outputs": [{"name": "other"}]}, "outputs holds another tensor"),
         (
             {**request(ONE), "outputs": [{"name": "logits", "parameters": {"classification": 3}}]},
