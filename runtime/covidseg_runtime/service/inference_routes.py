@@ -42,7 +42,7 @@ _SECONDS_TO_A_PLACE = 1
 HeaderLength = Annotated[
     str | None, Header(alias=BINARY_HEADER, description="Bytes of the JSON in front of binary tensors.")
 ]
-ModelName = Annotated[str, Path(description="Of the model; GET / names it.")]
+ModelName = Annotated[str, Path(description="Of the model; GET /v2 names it.")]
 ModelVersion = Annotated[str, Path(description=f"Of the model; {VERSION}.")]
 
 _INFER_ANSWER = {
@@ -158,8 +158,13 @@ def inference_routes(service: Service) -> APIRouter:
 
     @routes.get("", responses=problem_responses())
     async def server() -> dict[str, Any]:
-        """Tell name, version and extensions."""
-        return {"name": "covidseg", "version": covidseg_runtime.__version__, "extensions": ["binary_tensor_data"]}
+        """Tell name, version, extensions, and the model that is here."""
+        return {
+            "name": "covidseg",
+            "version": covidseg_runtime.__version__,
+            "extensions": ["binary_tensor_data"],
+            "models": [model.name],
+        }
 
     _add_descriptions(routes, model)
     _add_inference(routes, model)

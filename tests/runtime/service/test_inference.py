@@ -73,7 +73,8 @@ def test_tritons_client_asks_after_the_server(client) -> None:
     assert peer.is_model_ready("tiny-fp32", "1")
     assert not peer.is_model_ready("other")
     assert not peer.is_model_ready("tiny-fp32", "2")
-    assert "binary_tensor_data" in peer.get_server_metadata()["extensions"]
+    told = peer.get_server_metadata()
+    assert (told["models"], "binary_tensor_data" in told["extensions"]) == (["tiny-fp32"], True)
     with pytest.raises(InferenceServerException, match="There is no such model"):
         peer.get_model_metadata("other")
     peer.close()

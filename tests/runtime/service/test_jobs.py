@@ -298,6 +298,16 @@ def test_an_upload_that_is_too_large_is_413_however_long_it_says_it_is(settings,
         assert not any((settings.folder / "incoming").iterdir())
 
 
+def test_a_length_that_is_a_lie_costs_nothing(client) -> None:
+    form = "Content-Type: multipart/form-data; boundary=b"
+    head = b'--b\r\nContent-Disposition: form-data; name="scan"; filename="a"\r\n\r\n'
+    short = exchange(client.port, "POST /v1/jobs", form, f"Content-Length: {len(head)}", body=head + bytes(10**5))
+    assert short.startswith(b"HTTP/1.1 400 ")  # its body ended where it said
+    long = exchange(client.port, "POST /v1/jobs", form, f"Content-Length: {10**12}", body=head)
+    assert long.startswith(b"HTTP/1.1 413 ")
+    assert client.get("/health/ready").status_code == 200
+
+
 def test_metrics_tell_what_happened(client, scan) -> None:
     client.ended(submitted(client, scan, page="false")["id"])
     client.submit(b"nonsense")
