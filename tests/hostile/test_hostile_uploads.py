@@ -11,7 +11,7 @@ from hostile.uploads import CONTENT_TYPE, form, hostile_upload
 from service_peers import serving, wait_for
 
 CORPUS = Path(__file__).with_name("corpus")
-_SEEDS = range(200)
+_SEEDS = range(150)
 _EXCESS_MIB = 256
 _REFUSED = {400, 413, 415, 422}
 

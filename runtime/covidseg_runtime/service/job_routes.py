@@ -71,8 +71,15 @@ _LOCATION = {"Location": {"description": "Path of the job.", "schema": {"type": 
 def job_routes(service: Service) -> APIRouter:
     """The routes of a service's jobs."""
     routes = APIRouter(prefix=JOBS_PATH, tags=["jobs"])
-    store = service.store
+    _add_submission(routes, service)
+    _add_list(routes, service)
+    _add_job(routes, service)
+    for name in RESULT_FILES:
+        _add_result(routes, service, name)
+    return routes
 
+
+def _add_submission(routes: APIRouter, service: Service) -> None:
     @routes.post(
         "",
         status_code=202,
@@ -88,8 +95,10 @@ def job_routes(service: Service) -> APIRouter:
         """Send a scan; the same Idempotency-Key with the same scan and options gives the same job."""
         job = await take_in(service, request, idempotency_key)
         response.headers["Location"] = f"{JOBS_PATH}/{job.id}"
-        return job_message(job, store)
+        return job_message(job, service.store)
 
+
+def _add_list(routes: APIRouter, service: Service) -> None:
     @routes.get("", response_model=JobList, responses=problem_responses(404, 410, 422))
     async def list_jobs(
         state: Annotated[JobState | None, Query(description="Only these.")] = None,
@@ -97,21 +106,23 @@ def job_routes(service: Service) -> APIRouter:
         after: Annotated[str | None, Query(description="Begin behind this job.", json_schema_extra=_ID_SCHEMA)] = None,
     ) -> JobList:
         """List jobs, the newest first."""
-        jobs = store.newest_first()
+        jobs = service.store.newest_first()
         if after is not None:
             known = _get(service, after)
             jobs = jobs[[job.id for job in jobs].index(known.id) + 1 :]
         found = [job for job in jobs if state in (None, job.state)]
         shown = found[:limit]
         return JobList(
-            jobs=[job_message(job, store) for job in shown],
+            jobs=[job_message(job, service.store) for job in shown],
             after=shown[-1].id if len(found) > limit else None,
         )
 
+
+def _add_job(routes: APIRouter, service: Service) -> None:
     @routes.get("/{job_id}", response_model=JobMessage, responses=problem_responses(404, 410, 422))
     async def status(job_id: JobId) -> JobMessage:
         """Tell where a job stands."""
-        return job_message(_get(service, job_id), store)
+        return job_message(_get(service, job_id), service.store)
 
     @routes.delete(
         "/{job_id}",
@@ -126,28 +137,28 @@ def job_routes(service: Service) -> APIRouter:
     async def cancel(job_id: JobId, response: Response) -> Any:  # noqa: ANN401 - a message, or no content
         """Cancel a job that waits or runs; remove one that has ended, with its results."""
         _get(service, job_id)
-        job = await with_disk(store.cancel_or_remove, job_id)
+        job = await with_disk(service.store.cancel_or_remove, job_id)
         if job is None:
             return Response(status_code=204)
         response.status_code = 200 if job.is_finished else 202
-        return job_message(job, store)
+        return job_message(job, service.store)
 
-    for name in RESULT_FILES:
-        routes.add_api_route(
-            f"/{{job_id}}/{name}",
-            _fetch(service, name),
-            methods=["GET"],
-            name=f"fetch {name}",
-            summary=f"Fetch {name}",
-            description=_WHAT[name],
-            status_code=200,
-            response_class=FileAnswer,
-            responses={
-                200: {"description": _WHAT[name], "content": {_MEDIA_TYPES[name].partition(";")[0]: {}}},
-                **problem_responses(404, 409, 410, 422),
-            },
-        )
-    return routes
+
+def _add_result(routes: APIRouter, service: Service, name: str) -> None:
+    routes.add_api_route(
+        f"/{{job_id}}/{name}",
+        _fetch(service, name),
+        methods=["GET"],
+        name=f"fetch {name}",
+        summary=f"Fetch {name}",
+        description=_WHAT[name],
+        status_code=200,
+        response_class=FileAnswer,
+        responses={
+            200: {"description": _WHAT[name], "content": {_MEDIA_TYPES[name].partition(";")[0]: {}}},
+            **problem_responses(404, 409, 410, 422),
+        },
+    )
 
 
 def _fetch(service: Service, name: str) -> Any:  # noqa: ANN401 - a route
