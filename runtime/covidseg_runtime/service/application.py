@@ -19,7 +19,7 @@ from covidseg_runtime.report import LIMITS, NOTICE
 from covidseg_runtime.service.door import Door
 from covidseg_runtime.service.inference_routes import inference_routes
 from covidseg_runtime.service.job_routes import job_routes
-from covidseg_runtime.service.messages import Health
+from covidseg_runtime.service.messages import Live, Ready
 from covidseg_runtime.service.metrics import METRICS_TYPE
 from covidseg_runtime.service.problems import PROBLEM_SCHEMA, Problem, problem_responses
 from covidseg_runtime.service.service import Service
@@ -73,26 +73,23 @@ def _operation_id(route: APIRoute) -> str:
 
 def _health_routes(service: Service) -> APIRouter:
     routes = APIRouter(tags=["health"])
-    ready_responses: dict[int | str, dict[str, Any]] = {
-        503: {"description": "It cannot take a job now.", "model": Health},
-        **{status: said for status, said in problem_responses().items() if status not in (401, 503)},
-    }
+    open_responses = {status: said for status, said in problem_responses().items() if status != 401}
+    ready_responses = {**open_responses, 503: {"description": "It cannot take a job now.", "model": Ready}}
 
-    @routes.get("/health/live", response_model=Health, responses=_without(problem_responses(), 401))
-    @routes.get("/v2/health/live", response_model=Health, responses=_without(problem_responses(), 401))
-    async def live() -> Health:
+    @routes.get("/health/live", responses=open_responses)
+    @routes.get("/v2/health/live", responses=open_responses)
+    async def live() -> Live:
         """Whether the process answers."""
-        why = service.why_not_ready()
-        return Health(live=True, ready=why is None, reason=why)
+        return Live()
 
-    @routes.get("/health/ready", response_model=Health, responses=ready_responses)
-    @routes.get("/v2/health/ready", response_model=Health, responses=ready_responses)
-    async def ready(response: Response) -> Health:
+    @routes.get("/health/ready", responses=ready_responses)
+    @routes.get("/v2/health/ready", responses=ready_responses)
+    def ready(response: Response) -> Ready:  # in a thread, as it asks the disk
         """Whether a job would be taken: the model is loaded, the queue has a place, the disk has room."""
         why = service.why_not_ready()
         if why is not None:
             response.status_code = 503
-        return Health(live=True, ready=why is None, reason=why)
+        return Ready(ready=why is None, reason=why)
 
     return routes
 
@@ -116,10 +113,6 @@ def _about_routes(service: Service, app: FastAPI) -> APIRouter:
         return Response(_start_page(app.openapi()), media_type="text/html; charset=utf-8", headers=headers)
 
     return routes
-
-
-def _without(responses: Mapping[int | str, dict[str, Any]], status: int) -> dict[int | str, dict[str, Any]]:
-    return {known: said for known, said in responses.items() if known != status}
 
 
 def _describe(app: FastAPI, service: Service) -> None:

@@ -80,7 +80,7 @@ class Door:
                     {"WWW-Authenticate": "Bearer"},
                 )
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > passage.most_bytes:
+        if length.isdecimal() and int(length) > passage.most_bytes:
             raise too_large(passage.most_bytes)
 
     def _refuse_other_sites(self, headers: Headers) -> None:
@@ -109,13 +109,16 @@ class _Passage:
         is_upload = scope["path"] == JOBS_PATH
         self.most_bytes = limits.upload_bytes + _FORM_OVERHEAD if is_upload else limits.infer_bytes
         self._received = self._status = 0
+        self._is_whole = False
 
     async def receive(self) -> Message:
-        """The next part of the body.
+        """The next part of the body; behind its end, whether the caller is still there, however long that takes.
 
         Raises:
             Problem: If the body is too large or too slow.
         """
+        if self._is_whole:
+            return await self._receive()
         try:
             async with asyncio.timeout(self._seconds_left()):
                 message = await self._receive()
@@ -125,6 +128,7 @@ class _Passage:
                 f"Nothing of the body came for {self._idle_s:g} s, or all of it took too long; send it faster.",
                 {"Connection": "close"},
             ) from error
+        self._is_whole = not message.get("more_body", False)
         count = len(message.get("body", b""))
         self._metrics.received(count)
         self._received += count

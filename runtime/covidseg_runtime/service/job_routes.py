@@ -106,10 +106,10 @@ def _add_list(routes: APIRouter, service: Service) -> None:
         after: Annotated[str | None, Query(description="Begin behind this job.", json_schema_extra=_ID_SCHEMA)] = None,
     ) -> JobList:
         """List jobs, the newest first."""
-        jobs = service.store.newest_first()
+        jobs = iter(service.store.newest_first())
         if after is not None:
-            known = _get(service, after)
-            jobs = jobs[[job.id for job in jobs].index(known.id) + 1 :]
+            _get(service, after)
+            next((job for job in jobs if job.id == after), None)  # goes behind it; behind all if it was just removed
         found = [job for job in jobs if state in (None, job.state)]
         shown = found[:limit]
         return JobList(

@@ -59,10 +59,15 @@ class JobList(_Message):
     after: str | None = Field(description="Ask again with this `after` for those that follow; null: there are none.")
 
 
-class Health(_Message):
-    """Whether the service is well."""
+class Live(_Message):
+    """The process answers."""
 
-    live: bool
+    live: bool = True
+
+
+class Ready(_Message):
+    """Whether a job would be taken."""
+
     ready: bool
     reason: str | None = Field(description="Why it is not ready.")
 

@@ -81,8 +81,9 @@ def make_server(
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LONGEST_END_S,
-        ssl_context_factory=None if context is None else lambda *_: context,
     )
+    config.load()
+    config.ssl = context
     return _Server(config, stop, on_listening)
 
 

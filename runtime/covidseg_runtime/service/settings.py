@@ -49,7 +49,7 @@ class ServiceLimits:
     infers: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse a service that can do nothing.
+        """Refuse what contradicts itself.
 
         Raises:
             SettingsError: If a limit is not positive; `free_bytes` may be 0.
@@ -57,6 +57,11 @@ class ServiceLimits:
         for name, value in vars(self).items():
             if value <= 0 and not (name == "free_bytes" and value == 0):
                 raise SettingsError(f"{name} is {value}: a positive number is expected.")
+        if self.upload_bytes > self.disk_bytes:
+            raise SettingsError(
+                f"One upload may have {self.upload_bytes >> 20} MiB, all uploads and results only "
+                f"{self.disk_bytes >> 20} MiB; give them more room, or an upload less."
+            )
 
 
 @dataclass(frozen=True)

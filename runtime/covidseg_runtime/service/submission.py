@@ -74,7 +74,7 @@ async def take_in(service: Service, request: Request, idempotency_key: str | Non
 
 async def _admit(service: Service, request: Request, key: str | None) -> Admission:
     most, length = service.settings.limits.upload_bytes, request.headers.get("content-length", "")
-    size = min(int(length), most) if length.isdigit() else most
+    size = min(int(length), most) if length.isdecimal() else most
     try:
         return await with_disk(service.store.admit, size, key)
     except Problem as problem:

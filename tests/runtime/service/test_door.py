@@ -87,8 +87,9 @@ def test_what_is_no_token_is_refused_without_showing_it(tmp_path: Path, token: s
 def test_settings_without_meaning_are_refused(tmp_path: Path, change) -> None:
     with pytest.raises(SettingsError):
         ServiceSettings(tmp_path, **change)
-    with pytest.raises(SettingsError):
-        ServiceLimits(queue=0)
+    for limits in ({"queue": 0}, {"idle_s": 0.0}, {"upload_bytes": 2 << 30, "disk_bytes": 1 << 30}):
+        with pytest.raises(SettingsError):
+            ServiceLimits(**limits)
 
 
 def test_a_page_of_another_site_is_refused(client: Asked, scan: bytes) -> None:
@@ -232,6 +233,28 @@ def test_a_reader_that_does_not_read_is_let_go(settings) -> None:
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"127.0.0.1")]}
     asyncio.run(asyncio.wait_for(door(scope, None, stuck), 30))
     assert b'status="200"} 1.0' in metrics.text()
+
+
+def test_an_answer_may_take_longer_than_a_body_may_pause(settings) -> None:
+    """What sends an answer in parts listens meanwhile whether the caller is still there."""
+    incoming = iter((0.0, 0.3))
+
+    async def receive():
+        seconds = next(incoming)
+        await asyncio.sleep(seconds)
+        return {"type": "http.disconnect"} if seconds else {"type": "http.request", "body": b"", "more_body": False}
+
+    async def answer(scope, receive, send) -> None:
+        assert (await receive())["type"] == "http.request"
+        assert (await receive())["type"] == "http.disconnect"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def take(message) -> None:
+        assert message["status"] == 200
+
+    door = Door(answer, replace(settings, limits=replace(ROOMY, idle_s=0.05)), Metrics())
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"127.0.0.1")]}
+    asyncio.run(door(scope, receive, take))
 
 
 def test_what_is_no_http_is_400(client: Asked) -> None:

@@ -149,7 +149,7 @@ def test_places_are_bounded_and_given_back(folder: Path) -> None:
 
 
 def test_bytes_are_bounded_and_given_back(folder: Path) -> None:
-    with opened(folder, replace(ROOMY, disk_bytes=2000)) as store:
+    with opened(folder, replace(ROOMY, disk_bytes=2000, upload_bytes=2000)) as store:
         admission = store.admit(1500)
         with pytest.raises(StorageFullError):
             store.admit(501)
