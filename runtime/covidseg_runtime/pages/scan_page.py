@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ from covidseg_runtime.pages.report_facts import (
     scan_facts,
     timing_facts,
 )
-from covidseg_runtime.pages.viewer_volumes import HIGHEST_HU, LOWEST_HU, ViewerVolumes, make_viewer_volumes
+from covidseg_runtime.pages.viewer_volumes import (
+    HIGHEST_HU,
+    LOWEST_HU,
+    ORIENTATION,
+    ViewerVolumes,
+    make_viewer_volumes,
+)
 from covidseg_runtime.preview import LABEL_COLOURS, LOWER_HU, UPPER_HU, render_preview
 from covidseg_runtime.severity import Severity, measure_lobes, score_severity
-from covidseg_runtime.volume import Volume
+from covidseg_runtime.volume import MODEL_ORIENTATION, Volume, to_orientation
 
 MOST_LESIONS = 20
 SOFT_TISSUE_HU = (-160.0, 240.0)  # level 40, width 400
@@ -65,7 +72,7 @@ def render_scan_page(
         "scan.html",
         report=report,
         mosaic=data_url(render_preview(volume, labels), "image/png"),
-        viewer=_viewer_settings(volumes, _start_mm(volume, lesions)),
+        viewer=_viewer_settings(volume, volumes, _start_mm(volume, lesions)),
         volumes=volumes,
         lung_rows=lung_rows(measures),
         whole_rows=whole_rows(measures, (report.get("settings") or {}).get("min_lesion_ml")),
@@ -79,7 +86,7 @@ def render_scan_page(
         percent=percent,
         hounsfield=hounsfield,
         signed=signed,
-        position=position,
+        slice_of=partial(slice_from_feet, volume),
         most_lesions=MOST_LESIONS,
         lobe_rows=lobe_rows(severity.lobes),
         registration_facts=() if follow_up is None else registration_facts(follow_up),
@@ -87,10 +94,15 @@ def render_scan_page(
     )
 
 
-def position(center_mm: tuple[float, float, float]) -> str:
-    """A place in the patient as readers say it, from RAS in mm: R 31 A 12 S 80."""
-    letters = zip(center_mm, ("RL", "AP", "SI"), strict=True)
-    return " ".join(f"{pair[0] if mm >= 0 else pair[1]} {abs(mm):.0f}" for mm, pair in letters)
+def slice_from_feet(volume: Volume, center_mm: Sequence[float]) -> str:
+    """The axial slice nearest to a place, counted from the feet: "96 of 200".
+
+    Millimetres would mislead: the zero of many scans lies outside the patient.
+    """
+    scan = to_orientation(volume, MODEL_ORIENTATION)
+    place = np.linalg.inv(scan.affine) @ (*center_mm, 1.0)
+    count = scan.shape[0]
+    return f"{int(np.clip(np.rint(place[0]), 0, count - 1)) + 1} of {count}"
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ def _start_mm(volume: Volume, lesions: tuple[Lesion, ...]) -> list[float]:
     return place
 
 
-def _viewer_settings(volumes: ViewerVolumes, start_mm: list[float]) -> dict[str, Any]:
+def _viewer_settings(volume: Volume, volumes: ViewerVolumes, start_mm: list[float]) -> dict[str, Any]:
     """What the script of the page reads."""
     return {
         "scan": base64.b64encode(volumes.scan).decode("ascii"),
@@ -168,5 +180,6 @@ def _viewer_settings(volumes: ViewerVolumes, start_mm: list[float]) -> dict[str,
         "colours": {str(label): list(colour) for label, colour in LABEL_COLOURS.items()},
         "windows": {"lung": [LOWER_HU, UPPER_HU], "soft": list(SOFT_TISSUE_HU)},
         "range_hu": [LOWEST_HU, HIGHEST_HU],
+        "slices": list(to_orientation(volume, ORIENTATION).shape),
         "start_mm": start_mm,
     }

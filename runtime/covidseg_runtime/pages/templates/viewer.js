@@ -6,8 +6,10 @@
   const byId = (id) => document.getElementById(id);
   const SLICE_AXIS = { all: 2, axial: 2, coronal: 1, sagittal: 0 };
   const SLICE_NAME = { all: "Axial slice", axial: "Axial slice", coronal: "Coronal slice", sagittal: "Sagittal slice" };
+  const FIRST_SLICE_AT = ["left", "back", "feet"];
   const LABEL_NAMES = ["", "left lung", "right lung", "infection"];
   const SLICE_TYPE = { axial: 0, coronal: 1, sagittal: 2 };
+  const INFECTION = 3;
   const QUIET = {
     logLevel: "error",
     backColor: [0, 0, 0, 1],
@@ -36,6 +38,13 @@
     return { R: channel(0), G: channel(1), B: channel(2), A: alphas, labels: LABEL_NAMES };
   }
 
+  function glassAround([red, green, blue]) {
+    const levels = [0, 40, 190, 225, 255];
+    const glass = [150, 175, 200];
+    const channel = (index, solid) => levels.map((level) => (level < 200 ? glass[index] : solid));
+    return { R: channel(0, red), G: channel(1, green), B: channel(2, blue), A: [0, 2, 2, 255, 255], I: levels };
+  }
+
   // The labels alone in space: infection within lungs of glass. Made when it is first asked for, as it costs time
   // where the browser draws without a graphics card.
   class Rendering {
@@ -48,10 +57,15 @@
       this.niivue = new niivue.Niivue({ ...QUIET, sliceType: niivue.SLICE_TYPE.RENDER, isOrientCube: true });
       await this.niivue.attachToCanvas(this.canvas);
       const url = bytesOf(this.settings.labels);
-      this.labels = await niivue.NVImage.loadFromUrl({ url, name: "labels.nii.gz" });
-      this.labels.setColormapLabel(colormapOf(this.settings.colours, [0, 6, 6, 255]));
-      this.niivue.addVolume(this.labels);
+      // As a label map NiiVue would draw the lungs solid. As levels from 0 to 3 they can be glass; what lies between
+      // two labels at a border passes through glass too, so that only infection is solid.
+      this.niivue.addColormap("glass", glassAround(this.settings.colours[INFECTION]));
+      const options = { url, name: "labels.nii.gz", colormap: "glass", cal_min: 0, cal_max: INFECTION };
+      const labels = await niivue.NVImage.loadFromUrl(options);
+      labels.hdr.intent_code = 0;
+      this.niivue.addVolume(labels);
       this.niivue.setRenderAzimuthElevation(180, 10);
+      this.niivue.setScale(1.4);
     }
   }
 
@@ -138,6 +152,7 @@
       if (!this.rendering) {
         this.rendering = new Rendering(this.settings);
         await this.rendering.start();
+        root.dataset.rendering = "drawn";
       }
     }
 
@@ -155,6 +170,12 @@
       this.niivue.createOnLocationChange();
     }
 
+    // In the numbering of the scan itself, which may have more slices than are shown.
+    sliceOfScan(axis, voxel) {
+      const all = this.settings.slices[axis];
+      return Math.floor(((Math.round(voxel) + 0.5) * all) / this.scan.dimsRAS[axis + 1]) + 1 + " of " + all;
+    }
+
     tellPlace(place) {
       if (!this.labels) return;
       const axis = SLICE_AXIS[this.planes];
@@ -164,8 +185,7 @@
       const [low, high] = this.settings.range_hu;
       const density = hu <= low ? low + " HU or less" : hu >= high ? high + " HU or more" : Math.round(hu) + " HU";
       const parts = [
-        axis === undefined ? "" : slider.value + " of " + slider.max + " from the " + ["right", "back", "feet"][axis],
-        patientPlace(place.mm),
+        axis === undefined ? "" : this.sliceOfScan(axis, place.vox[axis]) + " from the " + FIRST_SLICE_AT[axis],
         density.replace("-", "\u2212"),
         LABEL_NAMES[Math.round(label)] || "",
       ];
@@ -180,10 +200,6 @@
     if (canvas.clientWidth > 1.1 * canvas.clientHeight)
       return [tile(AXIAL, 0, 0, 0.6, 1), tile(CORONAL, 0.6, 0, 0.4, 0.5), tile(SAGITTAL, 0.6, 0.5, 0.4, 0.5)];
     return [tile(AXIAL, 0, 0, 1, 0.55), tile(CORONAL, 0, 0.55, 0.5, 0.45), tile(SAGITTAL, 0.5, 0.55, 0.5, 0.45)];
-  }
-
-  function patientPlace(mm) {
-    return ["RL", "AP", "SI"].map((pair, axis) => pair[mm[axis] >= 0 ? 0 : 1] + " " + Math.abs(mm[axis]).toFixed(0)).join(" ");
   }
 
   function press(button, isPressed) {
@@ -205,6 +221,7 @@
     on("#opacity", "input", () => viewer.redrawLabels());
     on("#slice", "input", (slider) => viewer.setSlice(Number(slider.value)));
     on("[data-mm]", "click", (button) => {
+      if (viewer.planes === "render") viewer.setPlanes("all");
       viewer.jump(button.dataset.mm.split(",").map(Number));
       byId("viewer").scrollIntoView();
       viewer.canvas.focus({ preventScroll: true });
