@@ -81,10 +81,8 @@ def run_scan_job(segmenter: Segmenter, job: Job, scan: Path, results: Path, inte
 def _read(scan: Path, job: Job, spool: Spool) -> tuple[Volume, SourceSeries | None]:
     if not is_dicom(scan):
         return read_volume(scan, spool=spool, window=job.options.window_hu), None
-    try:
-        from covidseg_runtime.dicom.read_series import read_series
-    except ModuleNotFoundError as error:
-        raise VolumeError(f"Reading DICOM needs {error.name}, which this service has not; send NIfTI.") from error
+    from covidseg_runtime.dicom.read_series import read_series  # an upload of DICOM is refused where it is missing
+
     return read_series(scan, spool=spool)
 
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -130,6 +131,8 @@ class _UploadParser:
             raise Problem(422, f"There is no part {SCAN!r}; send the scan in it: curl -F scan=@FILE.")
         options = _options({name: bytes(value) for name, value in self._fields.items()})
         scan = self._keep_scan(self._file)
+        if is_dicom(Path(scan)) and find_spec("pydicom") is None:
+            raise Problem(415, "This service cannot read DICOM: it lacks the extra `dicom`; send NIfTI.")
         if is_dicom(Path(scan)) and options.window_hu is not None:
             raise Problem(422, "window is for files of grey levels; a DICOM series holds its own rescaling to HU.")
         self._digest.update(repr(options).encode())

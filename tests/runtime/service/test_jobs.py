@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,19 @@ def test_a_zip_of_a_series_gets_dicom_objects(client, tmp_path) -> None:
         found = dcmread(io.BytesIO(answer.read("seg.dcm")))
     assert found.StudyInstanceUID == series()[0].StudyInstanceUID
     assert len(series()) == SLICES
+
+
+def test_without_their_extras_there_is_no_page_and_dicom_is_refused(client, scan, tmp_path, monkeypatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("covidseg_runtime.pages.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    job = client.ended(submitted(client, scan)["id"])
+    assert (job["state"], "page" in job["results"]) == ("done", False)
+    assert job["missing"]["page"].endswith("needs jinja2, which this service has not: pip install 'covidseg[report]'.")
+    archive = Path(shutil.make_archive(str(tmp_path / "series"), "zip", write(tmp_path / "series", series()[:1])))
+    answer = client.submit(archive.read_bytes())
+    assert (answer.status_code, "the extra `dicom`" in answer.json()["detail"]) == (415, True)
 
 
 def test_a_nifti_has_no_dicom_objects_and_says_why(client, scan) -> None:
