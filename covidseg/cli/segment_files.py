@@ -56,17 +56,17 @@ def plan_files(scan: Path, options: SegmentOptions) -> OutputFiles:
     """
     if options.num_parts > 1 or options.part_id or options.overwrite:
         raise click.UsageError("--num-parts, --part-id and --overwrite are for a folder of scans")
-    labels = options.output or Path(f"{_stem(scan)}_covidseg.nii.gz")
+    labels = options.output or Path(f"{stem(scan)}_covidseg.nii.gz")
     if not labels.name.endswith(_NIFTI_ENDINGS):
         raise click.UsageError(f"the label map {labels} must end in .nii.gz or .nii")
     if options.probability is not None and not options.probability.name.endswith(_NIFTI_ENDINGS):
         raise click.UsageError(f"the probability {options.probability} must end in .nii.gz or .nii")
     files = OutputFiles(
         labels=labels if "nifti" in options.output_type else None,
-        report=options.report or labels.with_name(f"{_stem(labels)}.json"),
+        report=options.report or labels.with_name(f"{stem(labels)}.json"),
         preview=options.preview,
         probability=options.probability,
-        dicom=labels.with_name(f"{_stem(labels)}_dicom") if "dicom" in options.output_type else None,
+        dicom=labels.with_name(f"{stem(labels)}_dicom") if "dicom" in options.output_type else None,
     )
     _judge_places(files, [path.resolve() for path in (scan, options.truth) if path])
     return files
@@ -136,7 +136,8 @@ def _write_objects(folder: Path, objects: tuple[ResultObject, ...]) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _stem(path: Path) -> str:
+def stem(path: Path) -> str:
+    """The name of a scan or a label map without its ending, of a folder its name."""
     for ending in (*_NIFTI_ENDINGS, *_OTHER_ENDINGS):
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]

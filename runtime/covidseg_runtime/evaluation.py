@@ -18,7 +18,8 @@ from covidseg_runtime.metrics import (
     hausdorff_mm,
     normalised_surface_dice,
 )
-from covidseg_runtime.volume import Volume, corner_distance_mm, to_orientation
+from covidseg_runtime.same_grid import on_grid_of
+from covidseg_runtime.volume import Volume
 
 TruthKind = Literal["auto", "labels", "infection"]
 
@@ -26,7 +27,6 @@ INFECTION = 3
 # As in the benchmark of Ma et al.: the distance within which two borders count as the same.
 TOLERANCE_MM: Mapping[int, float] = MappingProxyType({1: 1.0, 2: 1.0, INFECTION: 3.0})
 _HAUSDORFF_PERCENTILE = 95.0
-_SAME_PLACE_VOXELS = 0.5  # how far the corners of two grids may lie apart
 
 
 @dataclass(frozen=True)
@@ -96,20 +96,10 @@ def align_truth(reference: Volume, truth: Volume, *, truth_kind: TruthKind = "au
     Raises:
         VolumeError: if the two do not lie on one grid, or the truth has unknown labels.
     """
-    turned = to_orientation(truth, reference.orientation)
-    if turned.shape != reference.shape:
-        raise VolumeError(
-            f"the truth has shape {turned.shape}, the prediction {reference.shape}: they are not of one scan"
-        )
-    distance = corner_distance_mm(reference, turned)
-    if distance > _SAME_PLACE_VOXELS * min(reference.spacing_mm):
-        raise VolumeError(
-            f"truth and prediction lie up to {distance:.2f} mm apart in the patient: their "
-            "affines differ, so they are not of one scan"
-        )
+    voxels = on_grid_of(reference, truth, reference_name="prediction", name="truth")
     if resolve_truth_kind(truth, truth_kind) == "infection":
-        return np.where(turned.voxels != 0, np.uint8(INFECTION), np.uint8(0))
-    return _known_labels(turned.voxels, "the truth")
+        return np.where(voxels != 0, np.uint8(INFECTION), np.uint8(0))
+    return _known_labels(voxels, "the truth")
 
 
 def resolve_truth_kind(truth: Volume, truth_kind: TruthKind) -> Literal["labels", "infection"]:

@@ -130,9 +130,14 @@ def find_scans(job: FolderJob) -> tuple[FolderScan, ...]:
 
 def remove_temporaries(scans: Iterable[FolderScan]) -> None:
     """Remove what a killed run had not finished; only of this part, since another may be at work."""
+    remove_unfinished(path for scan in scans for path in (scan.labels, scan.report))
+
+
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Remove what a killed process left of files that `write_bytes_atomic` was writing."""
     names_of_folder: dict[Path, set[str]] = {}
-    for scan in scans:
-        names_of_folder.setdefault(scan.labels.parent, set()).update((scan.labels.name, scan.report.name))
+    for path in paths:
+        names_of_folder.setdefault(path.parent, set()).add(path.name)
     for folder, names in names_of_folder.items():
         for path in folder.iterdir() if folder.is_dir() else ():
             match = _TEMPORARY.fullmatch(path.name)

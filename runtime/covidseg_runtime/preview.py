@@ -8,9 +8,10 @@ mean, and that this is research.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,12 @@ from covidseg_runtime.volume_files import write_bytes_atomic
 
 _COLUMNS, _ROWS = 4, 3
 _LONG_SIDE = 320  # pixels of one slice's longer side
-_LOWER_HU, _UPPER_HU = -1350.0, 150.0  # the usual lung window: level -600, width 1500
+LOWER_HU, UPPER_HU = -1350.0, 150.0  # the usual lung window: level -600, width 1500
 _LEFT_LUNG, _RIGHT_LUNG, _INFECTION = 1, 2, 3
 _BLUE, _GREEN, _RED, _YELLOW = (60, 140, 255), (60, 220, 120), (255, 50, 40), (255, 225, 0)
+LABEL_COLOURS: Mapping[int, tuple[int, int, int]] = MappingProxyType(
+    {_LEFT_LUNG: _BLUE, _RIGHT_LUNG: _GREEN, _INFECTION: _RED}
+)
 _RED_SHARE = 0.45
 _LEGEND = (
     ("infection", _RED),
@@ -124,7 +128,7 @@ def _grey_slice(
     size: tuple[int, int],
 ) -> NDArray[np.uint8]:
     """(height, width, 3): one slice in the lung window."""
-    share = (plane.astype(np.float32) - _LOWER_HU) / (_UPPER_HU - _LOWER_HU)
+    share = (plane.astype(np.float32) - LOWER_HU) / (UPPER_HU - LOWER_HU)
     grey = (np.clip(share, 0, 1) * 255).astype(np.uint8)
     resized = pillow.fromarray(grey).resize(size[::-1], pillow.Resampling.BILINEAR)
     return np.repeat(np.asarray(resized)[:, :, None], 3, axis=2)

@@ -1,8 +1,12 @@
 """The series that was segmented, as the objects made from it need to know it."""
 
 from dataclasses import dataclass
+from datetime import date, datetime
 
 from pydicom import Dataset
+
+# The day of the acquisition, or what comes nearest to it.
+_DATES = ("AcquisitionDate", "AcquisitionDateTime", "ContentDate", "SeriesDate", "StudyDate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,3 +31,13 @@ class SourceSeries:
     def series_uid(self) -> str:
         """SeriesInstanceUID."""
         return str(self.headers[0].SeriesInstanceUID)
+
+    @property
+    def acquisition_date(self) -> date | None:
+        """The day the series was acquired; None where no date is given, or none that is one."""
+        for keyword in _DATES:
+            try:
+                return datetime.strptime(str(self.headers[0].get(keyword, ""))[:8], "%Y%m%d").date()
+            except ValueError:
+                continue
+        return None

@@ -1,0 +1,287 @@
+"""The workers of one run on a Ray cluster: started, judged, given scans, and replaced when they die."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import covidseg_runtime
+from covidseg_runtime.bundle import find_bundle, load_bundle
+from covidseg_runtime.engines.engine import in_one_line
+from covidseg_runtime.errors import CovidsegError, EngineError
+from covidseg_runtime.folder_manifest import ScanRecord
+from covidseg_runtime.folder_scans import FolderScan
+from covidseg_runtime.ray_cluster import WorkerPlan, describe_room
+from covidseg_runtime.ray_worker import RayWorker
+from covidseg_runtime.scan_results import model_sha256
+from covidseg_runtime.scan_worker import SharedFolders, WorkerFacts
+from covidseg_runtime.wanted_segmenter import WantedSegmenter
+
+# One is read or written while the network works on the other.
+_SCANS_AT_ONCE = 2
+_EARLY_DEATHS = 3
+_DETAIL = re.compile(r"Worker exit detail: (.*?)(?: Some common causes|$)")
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a worker says of a scan.
+
+    Attributes:
+        scan: The scan.
+        outcome: The line to record; or an error that ends the run, or tells that it was cancelled.
+        machine: Where it was done.
+    """
+
+    scan: FolderScan
+    outcome: ScanRecord | CovidsegError
+    machine: str
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A worker that died.
+
+    Attributes:
+        scans: What it had in work.
+        machine: Where it was.
+        reason: What Ray knows of its death, in a sentence.
+    """
+
+    scans: tuple[FolderScan, ...]
+    machine: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class NoPlace:
+    """Workers for which the cluster has had no room so far, while others work.
+
+    Attributes:
+        workers: How many.
+    """
+
+    workers: int
+
+
+Event = Answer | Loss | NoPlace
+
+
+@dataclass(eq=False)
+class _Worker:
+    """One actor, as the driver knows it."""
+
+    actor: Any
+    start: Any  # the reference whose result moves it to the next phase; None where it is ready
+    phase: Literal["placing", "loading", "ready"] = "placing"
+    machine: str = "a machine of the cluster"
+    scans: dict[Any, FolderScan] = field(default_factory=dict)
+    is_reserved: bool = False  # for one scan alone
+
+    @property
+    def room(self) -> int:
+        if self.phase != "ready" or (self.is_reserved and self.scans):
+            return 0
+        return _SCANS_AT_ONCE - len(self.scans)
+
+
+class Crew:
+    """Workers on their way and at work; closing it ends them.
+
+    Attributes:
+        facts: What all workers compute with; None until the first has loaded the model.
+    """
+
+    def __init__(self, plan: WorkerPlan, wanted: WantedSegmenter, folders: SharedFolders, wait_s: float) -> None:
+        """Start the workers.
+
+        Args:
+            plan: How many, and what each takes.
+            wanted: What each loads.
+            folders: What each has to see.
+            wait_s: How long none of them may have a place.
+
+        Raises:
+            BundleError: if the bundle is missing or altered here.
+        """
+        import ray
+
+        self.facts: WorkerFacts | None = None
+        self._model_sha256 = model_sha256(load_bundle(find_bundle(wanted.model)))
+        self._wanted, self._folders, self._wait_s = wanted, folders, wait_s
+        self._actor: Any = ray.remote(RayWorker).options(
+            num_cpus=plan.cores,
+            num_gpus=plan.gpus,
+            max_concurrency=_SCANS_AT_ONCE + 1,  # and to be told to stop
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+        )
+        self._early_deaths: list[Loss] = []
+        self._had_place = time.monotonic()
+        self._tell_at = self._had_place + wait_s
+        self._workers: list[_Worker] = []
+        for _ in range(plan.workers):
+            self._start()
+
+    @property
+    def in_work(self) -> tuple[FolderScan, ...]:
+        """The scans that were given out."""
+        return tuple(scan for worker in self._workers for scan in worker.scans.values())
+
+    def has_room(self, waiting: int) -> bool:
+        """Whether one of so many scans that wait can be given out now.
+
+        A worker gets a second one only where enough are left for those that have none yet.
+        """
+        idle = sum(not worker.scans for worker in self._workers)
+        return any(worker.room and (not worker.scans or waiting > idle) for worker in self._workers)
+
+    def has_idle_worker(self) -> bool:
+        """Whether a worker is ready that has nothing to do."""
+        return any(worker.room and not worker.scans for worker in self._workers)
+
+    def give(self, scan: FolderScan) -> None:
+        """Give a scan to the worker that has least to do."""
+        worker = min((one for one in self._workers if one.room), key=lambda one: len(one.scans))
+        worker.scans[worker.actor.segment.remote(scan)] = scan
+
+    def give_alone(self, scan: FolderScan) -> None:
+        """Give a scan to an idle worker, which gets no other until it is done."""
+        worker = next(one for one in self._workers if one.room and not one.scans)
+        worker.is_reserved = True
+        worker.scans[worker.actor.segment.remote(scan)] = scan
+
+    def poll(self, timeout_s: float) -> Iterator[Event]:
+        """What happened, after at most so many seconds.
+
+        Raises:
+            EngineError: if no worker has had a place for too long, workers die before they can work, or one is not
+                like the others.
+            BundleError: if a worker has not the model.
+        """
+        import ray
+
+        references = {reference: worker for worker in self._workers for reference in _references(worker)}
+        done, _ = ray.wait(list(references), timeout=timeout_s)
+        for reference in done:
+            yield from self._take(references[reference], reference)
+        yield from self._judge_places()
+
+    def cancel(self) -> None:
+        """Let workers end after the tile they are at."""
+        for worker in self._workers:
+            if worker.phase == "ready":
+                worker.actor.cancel.remote()
+
+    def close(self) -> None:
+        """End all workers at once."""
+        import ray
+
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        self._workers.clear()
+
+    def _start(self) -> None:
+        actor = self._actor.remote()
+        self._workers.append(_Worker(actor, actor.arrive.remote()))
+
+    def _take(self, worker: _Worker, reference: Any) -> Iterator[Event]:  # noqa: ANN401 - Ray's own
+        """Take one answer."""
+        import ray
+
+        try:
+            answer: Any = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            answer = CovidsegError(f"unexpected fault of a worker on {worker.machine}: {in_one_line(str(error))}")
+        except ray.exceptions.RayError as error:
+            yield self._lose(worker, _cause(error))
+            return
+        if reference in worker.scans:
+            yield Answer(worker.scans.pop(reference), answer, worker.machine)
+            worker.is_reserved = worker.is_reserved and bool(worker.scans)
+        elif isinstance(answer, CovidsegError):
+            raise type(answer)(f"the worker on {worker.machine} cannot work: {answer}") from answer
+        elif worker.phase == "placing":
+            self._welcome(worker, answer)
+        else:
+            self._judge(worker, answer)
+            worker.phase, worker.start = "ready", None
+
+    def _welcome(self, worker: _Worker, found: dict[str, str | None]) -> None:
+        """Let a worker that has a place load the model, if it is of our version."""
+        import ray
+
+        worker.machine = str(found["machine"])
+        ours = {"covidseg": covidseg_runtime.__version__, "ray": ray.__version__}
+        other = {name: found[name] for name, value in ours.items() if found[name] != value}
+        if other:
+            theirs = ", ".join(f"{name} {value or 'not installed'}" for name, value in other.items())
+            here = ", ".join(f"{name} {ours[name]}" for name in other)
+            raise EngineError(
+                f"the worker on {worker.machine} has {theirs}, this command {here}; install the same on all machines"
+            )
+        worker.phase, worker.start = "loading", worker.actor.load.remote(self._wanted, self._folders)
+
+    def _judge(self, worker: _Worker, facts: WorkerFacts) -> None:
+        """Refuse a worker whose results would not be those of the others."""
+        if facts.settings["model_sha256"] != self._model_sha256:
+            raise EngineError(
+                f"the worker on {worker.machine} has another model {facts.settings['model']} than this command: its "
+                "bundle.json has another sha256; install the same on all machines"
+            )
+        self.facts = self.facts or facts
+        ours, theirs = _flat(self.facts), _flat(facts)
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise EngineError(
+                    f"workers are not alike: on {worker.machine} {name} is {theirs[name]}, on another {value}; install "
+                    "the same on all machines, or give --engine and --precision that all of them have"
+                )
+
+    def _lose(self, worker: _Worker, reason: str) -> Loss:
+        """Put a new worker in the place of one that died; not for ever, if they die before they can work."""
+        import ray
+
+        ray.kill(worker.actor)  # it may live on where the cluster cannot reach it
+        self._workers.remove(worker)
+        loss = Loss(tuple(worker.scans.values()), worker.machine, reason)
+        if worker.phase != "ready":
+            self._early_deaths.append(loss)
+        if len(self._early_deaths) < _EARLY_DEATHS:
+            self._start()
+        elif not self._workers:
+            raise EngineError(f"workers die before they can work, the last one on {loss.machine}: {reason}")
+        return loss
+
+    def _judge_places(self) -> Iterator[NoPlace]:
+        now, placing = time.monotonic(), sum(worker.phase == "placing" for worker in self._workers)
+        if placing < len(self._workers):
+            self._had_place = now
+            if placing and now > self._tell_at:
+                self._tell_at = math.inf
+                yield NoPlace(placing)
+        elif now - self._had_place > self._wait_s:
+            raise EngineError(
+                f"no worker found a place in {self._wait_s:g} s: the Ray cluster has {describe_room()}; wait for other "
+                "work on it to end, give fewer --cores-per-actor, or a longer --ray-wait"
+            )
+
+
+def _references(worker: _Worker) -> tuple[Any, ...]:
+    return (*worker.scans, *(() if worker.start is None else (worker.start,)))
+
+
+def _flat(facts: WorkerFacts) -> dict[str, Any]:
+    return {**facts.settings, "threads": facts.threads, **facts.packages}
+
+
+def _cause(error: Exception) -> str:
+    """What Ray knows of a death, without its advice."""
+    message = " ".join(str(error).split())
+    detail = _DETAIL.search(message)
+    return in_one_line(detail[1] if detail else message)
