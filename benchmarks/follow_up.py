@@ -35,7 +35,7 @@ from covidseg_runtime.follow_up.labelled_scan import LabelledScan
 from covidseg_runtime.follow_up.placement import Placement
 from covidseg_runtime.follow_up.registration import register
 from covidseg_runtime.process_memory import peak_memory_mib
-from covidseg_runtime.volume import MODEL_ORIENTATION, Volume, to_orientation
+from covidseg_runtime.volume import MODEL_ORIENTATION, to_orientation
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from breath_holds import BreathHold
