@@ -24,7 +24,7 @@ DATA = Path(__file__).parent / "data"
 FATES = ("new", "resolved", "grown", "shrunk", "same")
 # Lesions of different fates lie farther apart than lesions that are matched.
 APART_MM = 12.0
-SMALLEST_ML = 1.0
+SMALLEST_ML = 2.0
 # A grown lesion had, and a shrunk one has, what lies deeper in it than this.
 RIM_MM = 3.0
 # Many, and spread over the lungs: those that lie near each other share a fate.
@@ -151,7 +151,7 @@ def _without_empty_cores(fates: Sequence[str], lesions: NDArray[np.int32], core:
     cores_ml = np.bincount(lesions[core], minlength=len(fates) + 1)[1:] * np.prod(mm) / 1000.0
     changing = ("grown", "shrunk")
     return [
-        "same" if ml < SMALLEST_ML / 2 and fate in changing else fate for fate, ml in zip(fates, cores_ml, strict=True)
+        "same" if ml < SMALLEST_ML / 4 and fate in changing else fate for fate, ml in zip(fates, cores_ml, strict=True)
     ]
 
 
