@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ class LesionPoints:
         points = apply_affine(labels.affine, indices)
         return cls(lesions.count, lesions.voxels * voxel_ml, points, voxels * voxel_ml, lesion)
 
-    @property
+    @cached_property
     def centers_mm(self) -> Points:
         """(count, 3), the mean of each lesion's points."""
         return np.stack([self.means(self.points[:, axis]) for axis in range(3)], axis=1)
