@@ -7,12 +7,13 @@ work when it died is done again; nothing but whole files is left.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,13 +169,17 @@ def _marked(folder: OpenFolder) -> Iterator[Path]:
     output, name = folder.job.output, folder.job.part.manifest_name
     remove_unfinished(output, {name})
     try:
-        mark = tempfile.NamedTemporaryFile(dir=output, prefix=f".{name}.")  # noqa: SIM115 - closed below
+        descriptor, path = tempfile.mkstemp(dir=output, prefix=f".{name}.")
     except OSError as error:
         raise OutputError(f"{output} cannot be written to: {error.strerror}; give another place.") from error
-    with mark:
-        try:
-            yield Path(mark.name)
-        finally:
+    os.close(descriptor)
+    mark = Path(path)
+    mark.chmod(0o644)  # a worker need not run as the same user
+    try:
+        yield mark
+    finally:
+        with suppress(OSError):  # the place may be gone; the next run cleans up
+            mark.unlink()
             remove_temporaries(folder.scans)
 
 
