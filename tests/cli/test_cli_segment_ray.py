@@ -27,6 +27,8 @@ SCANS = 8
 LONGEST_RUN_S = 120
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
 LISTENING = "0A"
+# For the cluster that is started and for those who join it: the loopback is enough.
+OF_CLUSTER = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # A cluster on a machine that does not see the folder `hidden`.
 NODE = "mount -t tmpfs tmpfs {hidden} && exec {ray} start --head --block {options}"
 
@@ -82,8 +84,12 @@ class Child:
 
     def end(self) -> int:
         """Its exit code, when it has ended by itself."""
-        printed, messages = self.process.communicate(timeout=LONGEST_RUN_S)
-        self.printed = printed
+        try:
+            self.printed, messages = self.process.communicate(timeout=LONGEST_RUN_S)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.communicate()
         self.lines.extend(messages.splitlines())
         assert list(self.temporary.iterdir()) == [], "nothing is left beside the results"
         assert list(self.home.iterdir()) == [], "nor in the home folder"
@@ -136,11 +142,15 @@ def _results(output: Path) -> tuple[dict[str, bytes], dict[str, dict], dict[str,
     return labels, reports, lines
 
 
+def _on_two_workers(output: str) -> tuple[str, ...]:
+    return "scans", "-o", output, "--ray", "local", "--ray-actors", "2", "--cores-per-actor", "1"
+
+
 # A cluster of this machine
 
 
 def test_a_worker_that_is_killed_changes_no_bit_and_the_cluster_is_of_this_machine_alone(folder: Path) -> None:
-    child = Child(folder, *"scans -o killed --ray local --ray-actors 2 --cores-per-actor 1 --json".split())
+    child = Child(folder, *_on_two_workers("killed"), "--json")
     child.wait_for("[2/8]")
     family = child.family()
     os.kill(next(pid for pid in family if _command_line(pid).startswith(b"ray::RayWorker")), signal.SIGKILL)
@@ -187,7 +197,7 @@ def _targets(pid: int) -> Iterator[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_130_and_a_run_without_ray_goes_on(folder: Path, number: signal.Signals) -> None:
     output = f"stopped-{number}"
-    child = Child(folder, *f"scans -o {output} --ray local --ray-actors 2 --cores-per-actor 1".split())
+    child = Child(folder, *_on_two_workers(output))
     child.wait_for("[1/8]")
     family = child.family()
     os.killpg(child.process.pid, number)  # as a terminal does
@@ -209,23 +219,20 @@ def test_a_signal_ends_it_with_130_and_a_run_without_ray_goes_on(folder: Path, n
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[str]:
     """Address of one that was started as the documentation says, on a machine that does not see `hidden`."""
-    shutil.copytree(folder / "scans", folder / "hidden")
-    temporary = Path(tempfile.mkdtemp(prefix="cs-"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    line = re.search(r"^ray start --head (.*)$", (ROOT / "docs" / "folders.md").read_text(), re.MULTILINE)
-    options = f"{line[1]} --port {port} --num-cpus 2 --ray-client-server-port 0 --temp-dir {temporary}"
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0:  # noqa: S603, S607
         pytest.skip("this machine gives no mount namespace")
+    shutil.copytree(folder / "scans", folder / "hidden")
+    temporary = Path(tempfile.mkdtemp(prefix="cs-"))
+    port, client_port = _free_ports()
+    line = re.search(r"^ray start --head (.*)$", (ROOT / "docs" / "folders.md").read_text(), re.MULTILINE)
+    options = f"{line[1]} --port {port} --ray-client-server-port {client_port} --num-cpus 2 --temp-dir {temporary}"
     script = NODE.format(hidden=folder / "hidden", ray=Path(sys.executable).with_name("ray"), options=options)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "runtime")),
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the loopback is enough
         "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        **OF_CLUSTER,
     }
     process = subprocess.Popen(
         ["unshare", "-rm", "sh", "-c", script],
@@ -236,18 +243,27 @@ def cluster(folder: Path) -> Iterator[str]:
         start_new_session=True,
     )
     lines = []
-    for text in process.stdout:
-        lines.append(text)
-        if "Ray runtime started" in text:
-            break
-    else:
-        raise AssertionError("".join(lines))
-    family = _family(process.pid)
-    yield f"127.0.0.1:{port}"
-    process.terminate()
-    process.communicate(timeout=LONGEST_RUN_S)
-    assert _are_gone(family)
-    shutil.rmtree(temporary)
+    try:
+        for text in process.stdout:
+            lines.append(text)
+            if "Ray runtime started" in text:
+                break
+        else:
+            raise AssertionError("".join(lines))
+        yield f"127.0.0.1:{port}"
+    finally:
+        family = _family(process.pid)
+        process.terminate()
+        process.communicate(timeout=LONGEST_RUN_S)
+        assert _are_gone(family)
+        shutil.rmtree(temporary)
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
 
 
 def test_the_examples_of_the_documentation_run_on_a_cluster(folder: Path, cluster: str) -> None:
@@ -255,13 +271,13 @@ def test_the_examples_of_the_documentation_run_on_a_cluster(folder: Path, cluste
     commands = re.findall(r"^covidseg segment (.* --ray auto.*)$", page, re.MULTILINE)
     assert commands
     for command in commands:
-        child = Child(folder, *command.split(), "--cores-per-actor", "1", RAY_ADDRESS=cluster, RAY_AUTH_MODE="disabled")
+        child = Child(folder, *command.split(), "--cores-per-actor", "1", RAY_ADDRESS=cluster, **OF_CLUSTER)
         assert child.end() == 0, child.lines
     assert _results(folder / "results") == _results(folder / "plain")
 
 
 def test_a_worker_that_does_not_see_a_scan_ends_the_run(folder: Path, cluster: str) -> None:
-    child = Child(folder, "hidden", "-o", "unseen", "--ray", cluster, RAY_AUTH_MODE="disabled")
+    child = Child(folder, "hidden", "-o", "unseen", "--ray", cluster, **OF_CLUSTER)
     assert child.end() == 2, child.lines
     assert re.search(
         r"^Error: the worker on \S+ does not see \S+/hidden/p\d.nii.gz, which is here; scans have to lie on a file "
