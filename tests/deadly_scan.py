@@ -1,4 +1,4 @@
-"""Scans that kill or fault whoever segments them: of a process of its own, as a worker of a cluster is."""
+"""Scans that kill who segments them, and segmenters that are none: for workers of a cluster, processes of their own."""
 
 from __future__ import annotations
 
@@ -51,3 +51,24 @@ class DeadlyWanted(WantedSegmenter):
         segmenter = WatchfulSegmenter(opened.bundle, opened.engine, opened.settings)
         segmenter.deaths, segmenter.most = self.deaths, self.most
         return segmenter
+
+
+@dataclass(frozen=True)
+class OtherWanted(WantedSegmenter):
+    """Opens another model, as a machine does that has another one under the same name."""
+
+    other: str = ""
+
+    def open(self) -> Segmenter:
+        """Load the other model."""
+        return WantedSegmenter(self.other, self.engine, threads=self.threads).open()
+
+
+@dataclass(frozen=True)
+class DeadWanted(WantedSegmenter):
+    """Dies when the model is to be loaded."""
+
+    def open(self) -> Segmenter:
+        """Die."""
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().open()

@@ -183,9 +183,11 @@ class Crew:
 
         references = {reference: worker for worker in self._workers for reference in _references(worker)}
         with reaching_cluster():
-            done, _ = ray.wait(list(references), timeout=timeout_s)
+            ray.wait(list(references), timeout=timeout_s)
+            done, _ = ray.wait(list(references), num_returns=len(references), timeout=0)
         for reference in done:
-            yield from self._take(references[reference], reference)
+            if references[reference] in self._workers:  # not lost by what stood before
+                yield from self._take(references[reference], reference)
         yield from self._judge_places()
 
     def cancel(self) -> None:
@@ -271,13 +273,7 @@ class Crew:
                 "bundle.json has another sha256; install the same on all machines"
             )
         self.facts = self.facts or facts
-        ours, theirs = _flat(self.facts), _flat(facts)
-        for name, value in ours.items():
-            if theirs[name] != value:
-                raise EngineError(
-                    f"workers are not alike: on {worker.machine} {name} is {theirs[name]}, on another {value}; install "
-                    "the same on all machines, or give --engine and --precision that all of them have"
-                )
+        require_alike(self.facts, facts, worker.machine)
 
     def _lose(self, worker: _Worker, reason: str) -> Loss:
         """Put a new worker in the place of one that died; not for ever, if they die before they can work."""
@@ -305,6 +301,21 @@ class Crew:
             raise EngineError(
                 f"no worker found a place in {self._wait_s:g} s: the Ray cluster has {describe_room()}; wait for other "
                 "work on it to end, give fewer --cores-per-actor, or a longer --ray-wait"
+            )
+
+
+def require_alike(first: WorkerFacts, other: WorkerFacts, machine: str) -> None:
+    """Refuse a worker whose results would not have the bits of the first one's.
+
+    Raises:
+        EngineError: naming what differs, and the machine.
+    """
+    ours, theirs = _flat(first), _flat(other)
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise EngineError(
+                f"workers are not alike: on {machine} {name} is {theirs[name]}, on another {value}; install the same "
+                "on all machines, or give --engine and --precision that all of them have"
             )
 
 

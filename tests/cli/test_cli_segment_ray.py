@@ -23,6 +23,7 @@ from covidseg.cli import main
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "tests" / "data" / "demo" / "coronacases_002_ct.nii.gz"
+PAGE = ROOT / "docs" / "folders.md"
 SCANS = 8
 LONGEST_RUN_S = 120
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
@@ -142,8 +143,15 @@ def _results(output: Path) -> tuple[dict[str, bytes], dict[str, dict], dict[str,
     return labels, reports, lines
 
 
-def _on_two_workers(output: str) -> tuple[str, ...]:
-    return "scans", "-o", output, "--ray", "local", "--ray-actors", "2", "--cores-per-actor", "1"
+def _documented(address: str) -> list[str]:
+    """The arguments of the one command in the documentation for an address."""
+    (line,) = re.findall(rf"^covidseg segment (.* --ray {address})$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return line.split()
+
+
+def _on_two_workers(output: str) -> list[str]:
+    arguments = [output if argument == "results" else argument for argument in _documented("local")]
+    return [*arguments, "--ray-actors", "2", "--cores-per-actor", "1"]
 
 
 # A cluster of this machine
@@ -194,9 +202,10 @@ def _targets(pid: int) -> Iterator[str]:
         return  # ended meanwhile
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_130_and_a_run_without_ray_goes_on(folder: Path, number: signal.Signals) -> None:
-    output = f"stopped-{number}"
+@pytest.mark.parametrize(("output", "number"), [("stopped", signal.SIGTERM), ("ended", signal.SIGINT)])
+def test_a_signal_ends_it_with_130_and_a_run_without_ray_goes_on(
+    folder: Path, output: str, number: signal.Signals
+) -> None:
     child = Child(folder, *_on_two_workers(output))
     child.wait_for("[1/8]")
     family = child.family()
@@ -224,7 +233,7 @@ def cluster(folder: Path) -> Iterator[str]:
     shutil.copytree(folder / "scans", folder / "hidden")
     temporary = Path(tempfile.mkdtemp(prefix="cs-"))
     port, client_port = _free_ports()
-    line = re.search(r"^ray start --head (.*)$", (ROOT / "docs" / "folders.md").read_text(), re.MULTILINE)
+    line = re.search(r"^ray start --head (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     options = f"{line[1]} --port {port} --ray-client-server-port {client_port} --num-cpus 2 --temp-dir {temporary}"
     script = NODE.format(hidden=folder / "hidden", ray=Path(sys.executable).with_name("ray"), options=options)
     environment = {
@@ -266,13 +275,9 @@ def _free_ports() -> tuple[int, int]:
         return one.getsockname()[1], other.getsockname()[1]
 
 
-def test_the_examples_of_the_documentation_run_on_a_cluster(folder: Path, cluster: str) -> None:
-    page = (ROOT / "docs" / "folders.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^covidseg segment (.* --ray auto.*)$", page, re.MULTILINE)
-    assert commands
-    for command in commands:
-        child = Child(folder, *command.split(), "--cores-per-actor", "1", RAY_ADDRESS=cluster, **OF_CLUSTER)
-        assert child.end() == 0, child.lines
+def test_the_documented_command_runs_on_the_documented_cluster(folder: Path, cluster: str) -> None:
+    child = Child(folder, *_documented("auto"), "--cores-per-actor", "1", RAY_ADDRESS=cluster, **OF_CLUSTER)
+    assert child.end() == 0, child.lines
     assert _results(folder / "results") == _results(folder / "plain")
 
 
@@ -281,7 +286,7 @@ def test_a_worker_that_does_not_see_a_scan_ends_the_run(folder: Path, cluster: s
     assert child.end() == 2, child.lines
     assert re.search(
         r"^Error: the worker on \S+ does not see \S+/hidden/p\d.nii.gz, which is here; scans have to lie on a file "
-        r"system that all machines share 8 of 8 scans are left; the same command goes on\.$",
+        r"system that all machines share\. 8 of 8 scans are left; the same command goes on\.$",
         child.lines[-1],
     )
     assert not list((folder / "unseen").rglob("*.nii.gz"))

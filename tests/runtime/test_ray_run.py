@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,16 +14,18 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from deadly_scan import DEADLY_HU, FAULTY_HU, DeadlyWanted
+from deadly_scan import DEADLY_HU, FAULTY_HU, DeadlyWanted, DeadWanted, OtherWanted
 from phantom import PHANTOM_SPACING_MM, phantom_hu, spl_affine, tiny_model, write_tiny_bundle
 
+import covidseg_runtime
 from covidseg_runtime.errors import BundleError, EngineError, OutputError, SegmentationCancelled
 from covidseg_runtime.folder_manifest import ScanRecord
 from covidseg_runtime.folder_run import open_folder_run
 from covidseg_runtime.folder_scans import FolderJob, Part
 from covidseg_runtime.ray_cluster import ClusterSettings, join_cluster
+from covidseg_runtime.ray_crew import require_alike
 from covidseg_runtime.ray_run import open_ray_run
-from covidseg_runtime.scan_worker import ScanWorker, SharedFolders
+from covidseg_runtime.scan_worker import ScanWorker, SharedFolders, WorkerFacts
 from covidseg_runtime.wanted_segmenter import WantedSegmenter
 
 NAMES = [f"{'ward/' if number % 2 else ''}p{number}.nii.gz" for number in range(6)]
@@ -271,3 +274,36 @@ def test_a_worker_that_does_not_see_the_folders_says_so(job: FolderJob, wanted: 
     for unseen in (replace(folders, source=tmp_path / "none"), replace(folders, mark=job.output / "none")):
         with pytest.raises(EngineError, match="a file system that all machines share"):
             ScanWorker(wanted, unseen)
+
+
+def test_a_worker_of_another_version_ends_the_run(
+    job: FolderJob, wanted: DeadlyWanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(covidseg_runtime, "__version__", "9.9")
+    with pytest.raises(EngineError, match=r"^the worker on \S+ has covidseg \S+, this command covidseg 9\.9; install"):
+        _run(job, wanted)
+
+
+def test_a_worker_with_another_model_ends_the_run(job: FolderJob, bundle: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(bundle, tmp_path / "other")
+    description = other / "bundle.json"
+    description.write_text(description.read_text().replace("1.2.3", "1.2.4"))
+    with pytest.raises(EngineError, match=r"has another model tiny 1\.2\.4 than this command: its bundle\.json"):
+        _run(job, OtherWanted(str(bundle), engine="onnxruntime", other=str(other)))
+
+
+def test_workers_that_are_not_alike_are_refused() -> None:
+    first = WorkerFacts("tiny", {"model": "tiny 1.2.3", "precision": "int8"}, 4, {"openvino": "2026.0"})
+    require_alike(first, replace(first, choice="of another wording"), "n2")
+    for other, message in (
+        (replace(first, settings={**first.settings, "precision": "f32"}), "precision is f32, on another int8;"),
+        (replace(first, threads=2), "threads is 2, on another 4;"),
+        (replace(first, packages={"openvino": None}), "openvino is None, on another 2026.0;"),
+    ):
+        with pytest.raises(EngineError, match=f"workers are not alike: on n2 {message}"):
+            require_alike(first, other, "n2")
+
+
+def test_workers_that_die_before_they_can_begin_end_the_run(job: FolderJob, bundle: Path) -> None:
+    with pytest.raises(EngineError, match="^workers die before they can begin, the last one on "):
+        _run(job, DeadWanted(str(bundle)), replace(TWO, workers=1))
