@@ -63,7 +63,8 @@ class CoarseChest:
     @property
     def lung_center_mm(self) -> NDArray[np.float64]:
         """Middle of the lungs in RAS+ mm, (3,)."""
-        return apply_affine(self.affine, np.argwhere(self.in_lung)).mean(axis=0)
+        center: NDArray[np.float64] = apply_affine(self.affine, np.argwhere(self.in_lung)).mean(axis=0)
+        return center
 
 
 def _steps(spacing_mm: tuple[float, float, float]) -> tuple[int, int, int]:

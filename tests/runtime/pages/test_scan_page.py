@@ -292,7 +292,7 @@ def test_new_resolved_and_persistent_lesions_are_counted_and_listed(small: Small
     assert "1 resolved : 3.5 mL before" in words
     assert "3 persistent : 36.5 mL before, 47.2 mL now (+10.8 mL)" in words
     assert "persistent 2 before, 1 now 30.0 mL 41.5 mL +11.5 mL 20 of 20" in words
-    assert "resolved 3.5 mL 0.0 mL −3.5 mL 1 of 20" in words  # noqa: RUF001 - the minus of print
+    assert "resolved 3.5 mL none −3.5 mL 1 of 20" in words  # noqa: RUF001 - the minus of print
     assert 'data-mm="-61.0,20.0,-80.0"' in page.decode()
 
 
