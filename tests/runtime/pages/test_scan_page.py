@@ -105,7 +105,7 @@ def test_every_measure_of_the_report_stands_in_the_tables(demo: DemoPage) -> Non
         assert f"{name} {values}" in words
     for key in ("ground_glass_ml", "consolidation_ml"):
         share = 100 * measures[key] / measures["infection_volume_ml"]["whole"]
-        assert f"{measures[key]:.1f} mL {share:.1f} % of it" in words
+        assert f"{measures[key]:.1f} mL {share:.1f} %" in words
     for key in ("mean_infection_hu", "mean_lung_hu"):
         assert f"−{-measures[key]:.0f} HU" in words  # noqa: RUF001 - the minus of print
     assert f"hang together by side, edge or corner of a voxel. {measures['lesion_count']}" in words
@@ -291,8 +291,8 @@ def test_new_resolved_and_persistent_lesions_are_counted_and_listed(small: Small
     assert "2 new : 5.2 mL" in words
     assert "1 resolved : 3.5 mL before" in words
     assert "3 persistent : 36.5 mL before, 47.2 mL now (+10.8 mL)" in words
-    assert "persistent 2 before, 1 now 30.0 mL 41.5 mL +11.5 mL 20 of 20" in words
-    assert "resolved 3.5 mL none −3.5 mL 1 of 20" in words  # noqa: RUF001 - the minus of print
+    assert "persistent 2 before, 1 now Show 30.0 mL 41.5 mL +11.5 mL 20 of 20" in words
+    assert "resolved Show 3.5 mL none −3.5 mL 1 of 20" in words  # noqa: RUF001 - the minus of print
     assert 'data-mm="-61.0,20.0,-80.0"' in page.decode()
 
 
