@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from covidseg_runtime.follow_up.labelled_scan import LabelledScan
-from covidseg_runtime.volume import Volume
+from covidseg_runtime.volume import MODEL_ORIENTATION, Volume, to_orientation
+from covidseg_runtime.volume_files import read_label_map, read_volume
+from covidseg_train.lung_labels import label_lungs
 from covidseg_train.simulated_infection import EXISTING_INFECTION, simulate_infection
 from covidseg_train.simulated_lesions import SimulationSettings
 
+DATA = Path(__file__).parent / "data"
 FATES = ("new", "resolved", "grown", "shrunk", "same")
 # Lesions of different fates lie farther apart than lesions that are matched.
 APART_MM = 12.0
@@ -88,6 +92,29 @@ class Move:
         matrix[:3, :3] = turned / self.scale
         matrix[:3, 3] = about_mm - matrix[:3, :3] @ (about_mm + self.shift_mm)
         return matrix
+
+
+def lidc_crop() -> LabelledScan:
+    """A real scan of 22 slices without infection; lungs by threshold."""
+    turned = to_orientation(read_volume(DATA / "lidc_0001_crop_ct.nii.gz"), MODEL_ORIENTATION)
+    return with_lungs(turned, np.zeros(turned.shape, np.bool_), "lidc_0001_crop_ct.nii.gz")
+
+
+def demo_scan() -> LabelledScan:
+    """The demo scan and its infection, on half its resolution; lungs by threshold."""
+    scan, infection = (
+        to_orientation(read(DATA / "demo" / f"coronacases_002_{what}.nii.gz"), MODEL_ORIENTATION)
+        for read, what in ((read_volume, "ct"), (read_label_map, "infection"))
+    )
+    labels = np.where(infection.voxels > 0, np.uint8(EXISTING_INFECTION), np.uint8(0))
+    half = moved(LabelledScan(scan, labels, "half of the demo scan"), Move(), (3.0, 2.72, 2.72))
+    return with_lungs(half.volume, half.labels == EXISTING_INFECTION, half.name)
+
+
+def with_lungs(turned: Volume, infection: Mask, name: str) -> LabelledScan:
+    """A scan (Z, Y, X) labelled by the rules that training uses: lungs by threshold."""
+    labels = label_lungs(np.asarray(turned.voxels, np.int16), infection, turned.spacing_mm)
+    return LabelledScan(turned, labels, name)
 
 
 def simulated_pair(scan: LabelledScan, seed: int, settings: SimulationSettings = MANY_LESIONS) -> Pair:
@@ -200,7 +227,5 @@ def moved(scan: LabelledScan, move: Move, spacing_mm: Spacing) -> LabelledScan:
 
 def in_orientation(scan: LabelledScan, orientation: str) -> LabelledScan:
     """The same scan with other axes."""
-    from covidseg_runtime.volume import to_orientation
-
     labels = to_orientation(Volume(scan.labels, scan.volume.affine), orientation)
     return replace(scan, volume=to_orientation(scan.volume, orientation), labels=labels.voxels)

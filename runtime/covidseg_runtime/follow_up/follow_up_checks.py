@@ -88,7 +88,7 @@ def _judge_dice(registration: Registration) -> Iterator[str]:
         )
     if dice < LEAST_LUNG_DICE:
         yield (
-            f"The lungs of the two scans do not match well (Dice {dice:.2f} after registration, one patient has "
+            f"The lungs of the two scans do not match well (Dice {dice:.3f} after registration, one patient has "
             f"{LEAST_LUNG_DICE:g} and more): are both of one patient? New, resolved and persistent lesions are "
             "unreliable."
         )

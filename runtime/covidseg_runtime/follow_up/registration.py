@@ -29,6 +29,12 @@ _LEVELS = ((2, 10.0), (1, 5.0))
 # Around the current lungs: what lies farther away is no lung in both scans, and costs time.
 _MARGIN_MM = 30.0
 _LARGEST_STEP_MM, _SMALLEST_STEP_MM, _MOST_STEPS = 2.0, 0.01, 200
+# The mean over a box of which little is the lungs' border has a small gradient long before the lungs arrive:
+# SimpleITK's own limit, 1e-4, left a turned chest where it was. At none at all, as of a scan against itself, there is
+# no direction.
+_NO_GRADIENT = 1e-9
+# No lungs shrink to a tenth between two scans.
+_LEAST_VOLUME_RATIO = 0.1
 _DEMONS_STEPS = 40
 # SD in voxels of the blur that keeps the deformation smooth.
 _DEMONS_BLUR = 2.0
@@ -84,9 +90,9 @@ def register(prior: CoarseChest, current: CoarseChest) -> Registration:
         VolumeError: If the lungs of the two cannot be laid over each other.
     """
     try:
-        affine = Placement.of_matrix(_register_lungs(prior, current))
-        placement = _register_within(prior, current, affine)
-    except RuntimeError as error:  # SimpleITK has no other
+        affine = Placement.of_matrix(_register_lungs(prior, current.around_lungs(_MARGIN_MM)))
+        placement = _register_within(prior, current.around_lungs(_MARGIN_MM), affine)
+    except RuntimeError as error:  # SimpleITK raises no other
         raise VolumeError(
             "The prior could not be brought onto the current scan: their lungs do not come to lie over each other; "
             "give two chest CTs of one patient."
@@ -117,11 +123,10 @@ def _register_lungs(prior: CoarseChest, current: CoarseChest) -> Matrix:
     registration.SetMetricSamplingStrategy(registration.NONE)
     registration.SetInterpolator(SimpleITK.sitkLinear)
     registration.SetOptimizerAsRegularStepGradientDescent(
-        # A mean over a box that is mostly not lung's border has a small gradient: no size of it means arrival.
         _LARGEST_STEP_MM,
         _SMALLEST_STEP_MM,
         _MOST_STEPS,
-        gradientMagnitudeTolerance=0.0,
+        gradientMagnitudeTolerance=_NO_GRADIENT,
     )
     registration.SetOptimizerScalesFromPhysicalShift()
     registration.SetShrinkFactorsPerLevel([shrink for shrink, _ in _LEVELS])
@@ -131,27 +136,17 @@ def _register_lungs(prior: CoarseChest, current: CoarseChest) -> Matrix:
     transform.SetCenter(center.tolist())
     transform.SetTranslation((prior.lung_center_mm - center).tolist())
     registration.SetInitialTransform(transform, inPlace=True)
-    lung, affine = _around_lungs(current)
-    registration.Execute(_image(lung, affine), _image(prior.lung, prior.affine))
+    registration.Execute(_image(current.lung, current.affine), _image(prior.lung, prior.affine))
     matrix = np.eye(4)
     matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
+    if not np.isfinite(matrix).all() or np.linalg.det(matrix[:3, :3]) < _LEAST_VOLUME_RATIO:
+        raise RuntimeError("the affine map collapsed")
     return matrix
 
 
-def _around_lungs(chest: CoarseChest) -> tuple[Field, Matrix]:
-    """The lungs' share in the box around them, and the affine of that box."""
-    places = np.argwhere(chest.lung > 0)
-    margin = round(_MARGIN_MM / GRID_MM)
-    start = np.maximum(places.min(axis=0) - margin, 0)
-    stop = places.max(axis=0) + margin + 1
-    affine = chest.affine.copy()
-    affine[:3, 3] = apply_affine(chest.affine, start)
-    return chest.lung[tuple(slice(first, last) for first, last in zip(start, stop, strict=True))], affine
-
-
 def _register_within(prior: CoarseChest, current: CoarseChest, affine: Placement) -> Placement:
-    """Add the deformation, on the current scan's coarse grid."""
+    """Add the deformation, on the grid of ``current``."""
     import SimpleITK
 
     shape = current.lung.shape

@@ -136,10 +136,8 @@ def test_thick_slices_find_their_lesions_in_thin_ones():
 
 def test_no_millilitre_is_lost():
     rng = np.random.default_rng(0)
-    boxes = [
-        tuple(slice(a, a + n) for a, n in zip(rng.integers(0, 50, 3), rng.integers(2, 14, 3), strict=True))
-        for _ in range(40)
-    ]
+    corners, sizes = rng.integers(0, 46, (40, 3)), rng.integers(2, 14, (40, 3))
+    boxes = [tuple(map(slice, corner, corner + size)) for corner, size in zip(corners, sizes, strict=True)]
     prior, current = labelled(*boxes[:25]), labelled(*boxes[15:])
     changes = match_lesions(prior, current, SAME_PLACE)
     assert {one.change for one in changes.listed} == {"new", "resolved", "persistent"}
