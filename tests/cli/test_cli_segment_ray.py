@@ -216,6 +216,8 @@ def test_a_signal_ends_it_with_130_and_a_run_without_ray_goes_on(
     assert len(_results(folder / output)[0]) == done
     assert not [path for path in (folder / output).rglob(".*") if path.is_file()]
     assert _are_gone(family)
+    if number == signal.SIGINT:  # one of the two is enough
+        return
     again = Child(folder, "scans", "-o", output, "--threads", "1")
     assert again.end() == 0, again.lines
     assert f"8 scans, {done} done before" in again.lines
