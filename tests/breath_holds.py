@@ -1,4 +1,4 @@
-"""A scan in another breath-hold, simulated: its diaphragm lower or higher, its front wall with it, all a little bent."""
+"""A scan in another breath-hold, simulated: diaphragm and front wall moved, all a little bent."""
 
 from __future__ import annotations
 
