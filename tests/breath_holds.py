@@ -1,4 +1,4 @@
-"""A scan in another breath-hold, simulated: the diaphragm lower or higher, the front wall with it, all a bit bent."""
+"""A scan in another breath-hold, simulated: diaphragm and front wall moved, all a little bent."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def segment_folder(folder: Path, options: SegmentOptions) -> None:
             click.echo(f"Interrupted: {_what_is_left(tally, options)}", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from error
         except CovidsegError as error:
-            raise CommandError(f"{error} {_what_is_left(tally, options)}", error.exit_code) from error
+            raise CommandError(f"{str(error).rstrip('.')}. {_what_is_left(tally, options)}", error.exit_code) from error
     _print_end(tally, job.output, options)
     if tally.failed:
         click.echo(f"{tally.failed} of {len(run.scans)} scans failed", err=True)

@@ -88,8 +88,8 @@ def serve(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - see 
     wanted = ServeOptions(**options)
     with needs_extra("serve", "Answering over HTTP"):
         from covidseg_runtime.service.server import run_service
-    from covidseg.cli.segment_options import describe_choice
     from covidseg_runtime import Segmenter
+    from covidseg_runtime.report import describe_choice
 
     settings = _settings(wanted)
 

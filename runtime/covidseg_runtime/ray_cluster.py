@@ -31,7 +31,7 @@ from covidseg_runtime.errors import EngineError, SettingsError
 from covidseg_runtime.wanted_segmenter import WantedSegmenter
 
 LOCAL = "local"
-# More threads bring little for one scan: a quarter of the machine each is faster than all of it in turn.
+# Several scans at once on a few cores each, rather than one after the other on all of them.
 _CORES_OF_A_WORKER = 4
 # Ray's least: nothing large goes through its store, as workers read and write files themselves.
 _STORE_BYTES = 75 * 2**20
@@ -40,7 +40,7 @@ _KNOCK_S = 5.0
 _QUIET: Mapping[str, str] = MappingProxyType(
     {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Of what Ray tells of dead workers, which it prints on standard output: nothing. It comes back as an error, too.
+        # Nothing of what Ray tells of dead workers, on standard output: it comes back as an error, too.
         "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     }
 )
@@ -165,18 +165,35 @@ def join_cluster(address: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def reaching_cluster() -> Iterator[None]:
+    """Tell of a cluster that went away; what concerns one worker passes.
+
+    Raises:
+        EngineError: if the cluster cannot be reached.
+    """
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError:  # may be a ConnectionError as well: one that a worker met
+        raise
+    except ConnectionError as error:
+        raise EngineError(f"the Ray cluster cannot be reached any more: {in_one_line(str(error))}") from error
+
+
 def machines_of_cluster() -> tuple[Mapping[str, float], ...]:
     """What each machine of the cluster has, as Ray tells it: "CPU", "GPU" and more."""
     import ray
 
-    return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
 
 
 def describe_room() -> str:
     """What the cluster has, and what of it is free, in words."""
     import ray
 
-    free = ray.available_resources()
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
     return f"{_summary(machines_of_cluster())}, {free.get('CPU', 0):g} cores and {free.get('GPU', 0):g} GPUs are free"
 
 
@@ -230,6 +247,7 @@ def _initialised(address: str, options: Mapping[str, Any]) -> Iterator[None]:
         with _same_handlers():
             ray.init(address=address, configure_logging=False, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        ray.shutdown()  # of one of our own, what was started by then
         reason = in_one_line(str(error))
         raise EngineError(f"there is no Ray cluster to use at {address!r}: {reason}") from error
     try:

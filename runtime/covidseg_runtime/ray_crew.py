@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from covidseg_runtime.engines.engine import in_one_line
 from covidseg_runtime.errors import CovidsegError, EngineError
 from covidseg_runtime.folder_manifest import ScanRecord
 from covidseg_runtime.folder_scans import FolderScan
-from covidseg_runtime.ray_cluster import WorkerPlan, describe_room
+from covidseg_runtime.ray_cluster import WorkerPlan, describe_room, reaching_cluster
 from covidseg_runtime.ray_worker import RayWorker
 from covidseg_runtime.scan_results import model_sha256
 from covidseg_runtime.scan_worker import SharedFolders, WorkerFacts
@@ -57,6 +57,21 @@ class Loss:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class Fault:
+    """A fault of ours that one scan met; its worker works on.
+
+    Attributes:
+        scan: The scan.
+        machine: Where it was.
+        reason: What was raised, in a sentence.
+    """
+
+    scan: FolderScan
+    machine: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class NoPlace:
     """Workers for which the cluster has had no room so far, while others work.
@@ -68,7 +83,7 @@ class NoPlace:
     workers: int
 
 
-Event = Answer | Loss | NoPlace
+Event = Answer | Loss | Fault | NoPlace
 
 
 @dataclass(eq=False)
@@ -80,13 +95,12 @@ class _Worker:
     phase: Literal["placing", "loading", "ready"] = "placing"
     machine: str = "a machine of the cluster"
     scans: dict[Any, FolderScan] = field(default_factory=dict)
-    is_reserved: bool = False  # for one scan alone
+    most: int = _SCANS_AT_ONCE
+    since: float = field(default_factory=time.monotonic)
 
     @property
-    def room(self) -> int:
-        if self.phase != "ready" or (self.is_reserved and self.scans):
-            return 0
-        return _SCANS_AT_ONCE - len(self.scans)
+    def has_room(self) -> bool:
+        return self.phase == "ready" and len(self.scans) < (self.most if self.scans else 1)
 
 
 class Crew:
@@ -121,9 +135,9 @@ class Crew:
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
-        self._early_deaths: list[Loss] = []
+        self._early_deaths = 0  # in a row
         self._had_place = time.monotonic()
-        self._tell_at = self._had_place + wait_s
+        self._told_overdue = 0
         self._workers: list[_Worker] = []
         for _ in range(plan.workers):
             self._start()
@@ -139,22 +153,23 @@ class Crew:
         A worker gets a second one only where enough are left for those that have none yet.
         """
         idle = sum(not worker.scans for worker in self._workers)
-        return any(worker.room and (not worker.scans or waiting > idle) for worker in self._workers)
+        return any(worker.has_room and (not worker.scans or waiting > idle) for worker in self._workers)
 
     def has_idle_worker(self) -> bool:
         """Whether a worker is ready that has nothing to do."""
-        return any(worker.room and not worker.scans for worker in self._workers)
+        return any(worker.has_room and not worker.scans for worker in self._workers)
 
     def give(self, scan: FolderScan) -> None:
         """Give a scan to the worker that has least to do."""
-        worker = min((one for one in self._workers if one.room), key=lambda one: len(one.scans))
-        worker.scans[worker.actor.segment.remote(scan)] = scan
+        worker = min((one for one in self._workers if one.has_room), key=lambda one: len(one.scans))
+        worker.most = worker.most if worker.scans else _SCANS_AT_ONCE
+        self._send(worker, scan)
 
     def give_alone(self, scan: FolderScan) -> None:
         """Give a scan to an idle worker, which gets no other until it is done."""
-        worker = next(one for one in self._workers if one.room and not one.scans)
-        worker.is_reserved = True
-        worker.scans[worker.actor.segment.remote(scan)] = scan
+        worker = next(one for one in self._workers if one.has_room and not one.scans)
+        worker.most = 1
+        self._send(worker, scan)
 
     def poll(self, timeout_s: float) -> Iterator[Event]:
         """What happened, after at most so many seconds.
@@ -167,50 +182,72 @@ class Crew:
         import ray
 
         references = {reference: worker for worker in self._workers for reference in _references(worker)}
-        done, _ = ray.wait(list(references), timeout=timeout_s)
+        with reaching_cluster():
+            ray.wait(list(references), timeout=timeout_s)
+            done, _ = ray.wait(list(references), num_returns=len(references), timeout=0)
         for reference in done:
-            yield from self._take(references[reference], reference)
+            if references[reference] in self._workers:  # not lost by what stood before
+                yield from self._take(references[reference], reference)
         yield from self._judge_places()
 
     def cancel(self) -> None:
         """Let workers end after the tile they are at."""
-        for worker in self._workers:
-            if worker.phase == "ready":
-                worker.actor.cancel.remote()
+        with reaching_cluster():
+            for worker in self._workers:
+                if worker.phase == "ready":
+                    worker.actor.cancel.remote()
 
     def close(self) -> None:
         """End all workers at once."""
         import ray
 
         for worker in self._workers:
-            ray.kill(worker.actor)
+            with suppress(ConnectionError, ray.exceptions.RayError):  # a cluster that is gone has ended them
+                ray.kill(worker.actor)
         self._workers.clear()
 
     def _start(self) -> None:
-        actor = self._actor.remote()
-        self._workers.append(_Worker(actor, actor.arrive.remote()))
+        with reaching_cluster():
+            actor = self._actor.remote()
+            self._workers.append(_Worker(actor, actor.arrive.remote()))
+
+    def _send(self, worker: _Worker, scan: FolderScan) -> None:
+        with reaching_cluster():
+            worker.scans[worker.actor.segment.remote(scan)] = scan
 
     def _take(self, worker: _Worker, reference: Any) -> Iterator[Event]:  # noqa: ANN401 - Ray's own
         """Take one answer."""
         import ray
 
+        scan = worker.scans.get(reference)
         try:
-            answer: Any = ray.get(reference)
+            with reaching_cluster():
+                answer: Any = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            answer = CovidsegError(f"unexpected fault of a worker on {worker.machine}: {in_one_line(str(error))}")
+            reason = in_one_line(str(error.cause))
+            if scan is None:
+                raise EngineError(f"the worker on {worker.machine} cannot begin: {reason}") from error
+            worker.scans.pop(reference)
+            yield Fault(scan, worker.machine, reason)
         except ray.exceptions.RayError as error:
             yield self._lose(worker, _cause(error))
-            return
-        if reference in worker.scans:
-            yield Answer(worker.scans.pop(reference), answer, worker.machine)
-            worker.is_reserved = worker.is_reserved and bool(worker.scans)
-        elif isinstance(answer, CovidsegError):
-            raise type(answer)(f"the worker on {worker.machine} cannot work: {answer}") from answer
-        elif worker.phase == "placing":
-            self._welcome(worker, answer)
         else:
-            self._judge(worker, answer)
-            worker.phase, worker.start = "ready", None
+            if scan is None:
+                self._promote(worker, answer)
+                return
+            worker.scans.pop(reference)
+            yield Answer(scan, answer, worker.machine)
+
+    def _promote(self, worker: _Worker, answer: Any) -> None:  # noqa: ANN401 - of any phase
+        """Let a worker pass to its next phase."""
+        if isinstance(answer, CovidsegError):
+            raise type(answer)(f"the worker on {worker.machine} cannot begin: {answer}") from answer
+        if worker.phase == "placing":
+            self._welcome(worker, answer)
+            return
+        self._judge(worker, answer)
+        worker.phase, worker.start = "ready", None
+        self._early_deaths = 0
 
     def _welcome(self, worker: _Worker, found: dict[str, str | None]) -> None:
         """Let a worker that has a place load the model, if it is of our version."""
@@ -225,7 +262,8 @@ class Crew:
             raise EngineError(
                 f"the worker on {worker.machine} has {theirs}, this command {here}; install the same on all machines"
             )
-        worker.phase, worker.start = "loading", worker.actor.load.remote(self._wanted, self._folders)
+        with reaching_cluster():
+            worker.phase, worker.start = "loading", worker.actor.load.remote(self._wanted, self._folders)
 
     def _judge(self, worker: _Worker, facts: WorkerFacts) -> None:
         """Refuse a worker whose results would not be those of the others."""
@@ -235,40 +273,50 @@ class Crew:
                 "bundle.json has another sha256; install the same on all machines"
             )
         self.facts = self.facts or facts
-        ours, theirs = _flat(self.facts), _flat(facts)
-        for name, value in ours.items():
-            if theirs[name] != value:
-                raise EngineError(
-                    f"workers are not alike: on {worker.machine} {name} is {theirs[name]}, on another {value}; install "
-                    "the same on all machines, or give --engine and --precision that all of them have"
-                )
+        require_alike(self.facts, facts, worker.machine)
 
     def _lose(self, worker: _Worker, reason: str) -> Loss:
         """Put a new worker in the place of one that died; not for ever, if they die before they can work."""
         import ray
 
-        ray.kill(worker.actor)  # it may live on where the cluster cannot reach it
+        with reaching_cluster():
+            ray.kill(worker.actor)  # it may live on where the cluster cannot reach it
         self._workers.remove(worker)
         loss = Loss(tuple(worker.scans.values()), worker.machine, reason)
-        if worker.phase != "ready":
-            self._early_deaths.append(loss)
-        if len(self._early_deaths) < _EARLY_DEATHS:
+        self._early_deaths += worker.phase != "ready"
+        if worker.phase == "ready" or self._early_deaths < _EARLY_DEATHS:
             self._start()
         elif not self._workers:
-            raise EngineError(f"workers die before they can work, the last one on {loss.machine}: {reason}")
+            raise EngineError(f"workers die before they can begin, the last one on {loss.machine}: {reason}")
         return loss
 
     def _judge_places(self) -> Iterator[NoPlace]:
-        now, placing = time.monotonic(), sum(worker.phase == "placing" for worker in self._workers)
-        if placing < len(self._workers):
+        now, placing = time.monotonic(), [worker for worker in self._workers if worker.phase == "placing"]
+        if len(placing) < len(self._workers):
             self._had_place = now
-            if placing and now > self._tell_at:
-                self._tell_at = math.inf
-                yield NoPlace(placing)
+            overdue = sum(now - worker.since > self._wait_s for worker in placing)
+            if overdue > self._told_overdue:
+                self._told_overdue = overdue
+                yield NoPlace(overdue)
         elif now - self._had_place > self._wait_s:
             raise EngineError(
                 f"no worker found a place in {self._wait_s:g} s: the Ray cluster has {describe_room()}; wait for other "
                 "work on it to end, give fewer --cores-per-actor, or a longer --ray-wait"
+            )
+
+
+def require_alike(first: WorkerFacts, other: WorkerFacts, machine: str) -> None:
+    """Refuse a worker whose results would not have the bits of the first one's.
+
+    Raises:
+        EngineError: naming what differs, and the machine.
+    """
+    ours, theirs = _flat(first), _flat(other)
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise EngineError(
+                f"workers are not alike: on {machine} {name} is {theirs[name]}, on another {value}; install the same "
+                "on all machines, or give --engine and --precision that all of them have"
             )
 
 

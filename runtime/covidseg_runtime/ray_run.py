@@ -7,12 +7,13 @@ work when it died is done again; nothing but whole files is left.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from covidseg_runtime.errors import CovidsegError, EngineError, OutputError, Seg
 from covidseg_runtime.folder_batch import FolderBatch, OnRecord, OpenFolder, open_folder
 from covidseg_runtime.folder_scans import FolderJob, FolderScan, remove_temporaries, remove_unfinished
 from covidseg_runtime.ray_cluster import ClusterSettings, gpus_of_a_worker, machines_of_cluster, plan_workers
-from covidseg_runtime.ray_crew import Answer, Crew, Event, Loss, NoPlace
+from covidseg_runtime.ray_crew import Answer, Crew, Event, Fault, Loss, NoPlace
 from covidseg_runtime.scan_results import ScanState, failed_record
 from covidseg_runtime.scan_worker import SharedFolders, WorkerFacts
 from covidseg_runtime.wanted_segmenter import WantedSegmenter
@@ -116,13 +117,16 @@ class RayRun(FolderBatch):
                 self._settle(event, on_record)
             case Loss():
                 self._lose(event, on_record)
+            case Fault():
+                error = CovidsegError(f"{event.scan.name}: unexpected fault on {event.machine}: {event.reason}")
+                self._fail(event.scan, error, on_record)
             case NoPlace():
-                self._say(f"{event.workers} workers still have no place in the Ray cluster; the others go on")
+                self._say(f"workers that still have no place in the Ray cluster: {event.workers}; the others go on")
 
     def _settle(self, answer: Answer, on_record: OnRecord) -> None:
         record = answer.outcome
         if isinstance(record, CovidsegError):
-            raise record
+            raise type(record)(f"on {answer.machine}: {record}") from record
         if record.status == "failed" and not record.input and ScanState.of(answer.scan.source) is not None:
             raise EngineError(
                 f"the worker on {answer.machine} does not see {answer.scan.source}, which is here; scans have to lie "
@@ -144,7 +148,10 @@ class RayRun(FolderBatch):
                 f"{scan.name}: {_DEATHS_OF_A_SCAN} workers died while they segmented it, the last one on "
                 f"{loss.machine}: {loss.reason}"
             )
-            self._append(failed_record(scan, ScanState.of(scan.source), self.settings, error), on_record)
+            self._fail(scan, error, on_record)
+
+    def _fail(self, scan: FolderScan, error: CovidsegError, on_record: OnRecord) -> None:
+        self._append(failed_record(scan, ScanState.of(scan.source), self.settings, error), on_record)
 
     def _wind_down(self, on_record: OnRecord) -> None:
         """Let workers end after their tile, and record what they have written by then."""
@@ -162,13 +169,17 @@ def _marked(folder: OpenFolder) -> Iterator[Path]:
     output, name = folder.job.output, folder.job.part.manifest_name
     remove_unfinished((output / name,))
     try:
-        mark = tempfile.NamedTemporaryFile(dir=output, prefix=f".{name}.")  # noqa: SIM115 - closed below
+        descriptor, path = tempfile.mkstemp(dir=output, prefix=f".{name}.")
     except OSError as error:
         raise OutputError(f"{output} cannot be written to: {error.strerror}; give another place.") from error
-    with mark:
-        try:
-            yield Path(mark.name)
-        finally:
+    os.close(descriptor)
+    mark = Path(path)
+    mark.chmod(0o644)  # a worker need not run as the same user
+    try:
+        yield mark
+    finally:
+        with suppress(OSError):  # the place may be gone; the next run cleans up
+            mark.unlink()
             remove_temporaries(folder.scans)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,14 +32,13 @@ class RayWorker:
         """Where this is, and of what version: "machine", "pid", "covidseg", "ray" and "python"."""
         import ray
 
-        try:
-            from covidseg_runtime import __version__ as covidseg_version
-        except ModuleNotFoundError:
-            covidseg_version = None
+        found: str | None = None
+        with suppress(ModuleNotFoundError):
+            from covidseg_runtime import __version__ as found
         return {
             "machine": socket.gethostname(),
             "pid": str(os.getpid()),
-            "covidseg": covidseg_version,
+            "covidseg": found,
             "ray": ray.__version__,
             "python": ".".join(map(str, sys.version_info[:3])),
         }
