@@ -51,9 +51,11 @@ def hounsfield(value: float) -> str:
 
 
 def signed(value: float, unit: str) -> str:
-    """A difference with its sign, in tenths; ``unit`` follows."""
-    text = f"{value:+.1f}".replace("-", _MINUS)
-    return f"{text.lstrip('+' + _MINUS) if float(f'{value:.1f}') == 0 else text} {unit}"
+    """A difference with its sign, as `ml` rounds; ``unit`` follows."""
+    digits = 0 if abs(value) >= 1000 else 1
+    rounded = round(value, digits)
+    sign = "+" if rounded > 0 else _MINUS if rounded < 0 else ""
+    return f"{sign}{abs(rounded):.{digits}f} {unit}"
 
 
 def cell(text: str | None, reason: str) -> Cell:
