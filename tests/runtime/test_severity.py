@@ -32,7 +32,19 @@ def _lobes(*shares: float | None) -> tuple[Lobe, ...]:
 
 @pytest.mark.parametrize(
     ("percent", "points"),
-    [(0, 0), (0.001, 1), (4.999, 1), (5, 2), (25, 2), (25.001, 3), (50, 3), (50.001, 4), (75, 4), (75.001, 5), (100, 5)],
+    [
+        (0, 0),
+        (0.001, 1),
+        (4.999, 1),
+        (5, 2),
+        (25, 2),
+        (25.001, 3),
+        (50, 3),
+        (50.001, 4),
+        (75, 4),
+        (75.001, 5),
+        (100, 5),
+    ],
 )
 def test_points_of_a_lobe_in_the_ct_severity_score(percent: float, points: int) -> None:
     assert ct_severity_points(percent) == points

@@ -1,12 +1,15 @@
 """The phantom written as DICOM files and read back: chosen, judged, ordered, decoded."""
 
+import warnings
 import zipfile
+from datetime import date
 
 import numpy as np
 import pytest
 from dicom_files import SLICES, compress, enhanced, image, save, series, write
 from dicom_phantom import SERIES_UID, phantom_volume
 from phantom import PHANTOM_SPACING_MM
+from pydicom import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -17,6 +20,7 @@ from pydicom.uid import (
 
 from covidseg_runtime.dicom.read_series import read_series
 from covidseg_runtime.dicom.series_choice import list_series
+from covidseg_runtime.dicom.source_series import SourceSeries
 from covidseg_runtime.errors import VolumeError
 
 
@@ -240,3 +244,21 @@ def test_a_truncated_stream_is_refused(tmp_path, name):
     path.write_bytes(path.read_bytes()[:-120])
     with pytest.raises(VolumeError):
         read_series(folder)
+
+
+@pytest.mark.parametrize(
+    ("dates", "day"),
+    [
+        ({"AcquisitionDate": "20210304", "SeriesDate": "20210305"}, date(2021, 3, 4)),
+        ({"AcquisitionDate": "", "SeriesDate": "20210305"}, date(2021, 3, 5)),
+        ({"AcquisitionDate": "0000", "SeriesDate": "", "StudyDate": "20210306"}, date(2021, 3, 6)),
+        ({"StudyDate": ""}, None),
+    ],
+)
+def test_the_day_of_the_acquisition_is_told_by_the_nearest_date(dates, day):
+    header = Dataset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of what is no date
+        for keyword, value in dates.items():
+            setattr(header, keyword, value)
+    assert SourceSeries((header,)).acquisition_date == day
