@@ -93,6 +93,9 @@
     async start() {
       byId("viewer").hidden = false;
       await this.niivue.attachToCanvas(this.canvas);
+      // With every window NiiVue also computes the gradients that renderings need. This viewer renders nothing, and
+      // where there is no graphics card they take seconds: a shader that copies takes their place.
+      this.niivue.blurShader = this.niivue.sobelFirstOrderShader = this.niivue.passThroughShader;
       this.scan = await this.read("scan", this.settings.windows.lung);
       this.labels = await this.read("labels", [0, 3]);
       this.labels.opacity = byId("opacity").value / 100;
