@@ -125,7 +125,7 @@ def _formed(value: float | None, form: Callable[[float], str], reason: str) -> C
 
 
 def _share(part_ml: float, infection_ml: float) -> Cell:
-    return cell(f"{percent(100 * part_ml / infection_ml)} of it" if infection_ml else None, _NO_INFECTION)
+    return cell(percent(100 * part_ml / infection_ml) if infection_ml else None, _NO_INFECTION)
 
 
 def _hounsfield(value: float | None, reason: str) -> Cell:

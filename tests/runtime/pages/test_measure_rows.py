@@ -72,8 +72,8 @@ def test_a_side_without_lung_says_so() -> None:
 
 def test_rows_of_both_lungs_print_their_rules() -> None:
     ground_glass, consolidation, infection_hu, lung_hu, lesions = whole_rows(MEASURES, 0.05)
-    assert _texts(ground_glass) == ["150.0 mL", "75.0 % of it"]
-    assert _texts(consolidation) == ["50.0 mL", "25.0 % of it"]
+    assert _texts(ground_glass) == ["150.0 mL", "75.0 %"]
+    assert _texts(consolidation) == ["50.0 mL", "25.0 %"]
     assert "below \N{MINUS SIGN}300 HU" in ground_glass.rule
     assert "of \N{MINUS SIGN}300 HU and above" in consolidation.rule
     assert (_texts(infection_hu), _texts(lung_hu)) == (["\N{MINUS SIGN}434 HU"], ["\N{MINUS SIGN}773 HU"])

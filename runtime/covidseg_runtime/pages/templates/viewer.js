@@ -38,11 +38,18 @@
     return { R: channel(0), G: channel(1), B: channel(2), A: alphas, labels: LABEL_NAMES };
   }
 
+  // With every window NiiVue also computes gradients, for renderings with light and shade. There are none here, and
+  // without a graphics card gradients take seconds: a shader that copies takes their place.
+  function leaveGradientsOut(viewer) {
+    viewer.blurShader = viewer.sobelFirstOrderShader = viewer.passThroughShader;
+  }
+
   function glassAround([red, green, blue]) {
     const levels = [0, 40, 190, 225, 255];
+    // NiiVue passes over what is less solid than a hundredth: 3 of 255 is the clearest glass there is.
     const glass = [150, 175, 200];
     const channel = (index, solid) => levels.map((level) => (level < 200 ? glass[index] : solid));
-    return { R: channel(0, red), G: channel(1, green), B: channel(2, blue), A: [0, 2, 2, 255, 255], I: levels };
+    return { R: channel(0, red), G: channel(1, green), B: channel(2, blue), A: [0, 3, 3, 255, 255], I: levels };
   }
 
   // The labels alone in space: infection within lungs of glass. Made when it is first asked for, as it costs time
@@ -56,6 +63,7 @@
     async start() {
       this.niivue = new niivue.Niivue({ ...QUIET, sliceType: niivue.SLICE_TYPE.RENDER, isOrientCube: true });
       await this.niivue.attachToCanvas(this.canvas);
+      leaveGradientsOut(this.niivue);
       const url = bytesOf(this.settings.labels);
       // As a label map NiiVue would draw the lungs solid. As levels from 0 to 3 they can be glass; what lies between
       // two labels at a border passes through glass too, so that only infection is solid.
@@ -93,9 +101,7 @@
     async start() {
       byId("viewer").hidden = false;
       await this.niivue.attachToCanvas(this.canvas);
-      // With every window NiiVue also computes the gradients that renderings need. This viewer renders nothing, and
-      // where there is no graphics card they take seconds: a shader that copies takes their place.
-      this.niivue.blurShader = this.niivue.sobelFirstOrderShader = this.niivue.passThroughShader;
+      leaveGradientsOut(this.niivue);
       this.scan = await this.read("scan", this.settings.windows.lung);
       this.labels = await this.read("labels", [0, 3]);
       this.labels.opacity = byId("opacity").value / 100;
