@@ -153,6 +153,7 @@ def test_infection_shows_through_the_lungs_in_3d(page: Page) -> None:
     assert (picture.sum(axis=2) > 30).mean() > 0.05
     page.evaluate("document.querySelector('[data-mm]').click()")
     assert page.evaluate("document.getElementById('stage').hidden") is False
+    assert page.evaluate("document.getElementById('opacity').disabled") is False
 
 
 def test_on_a_phone_the_page_is_as_wide_as_the_phone(page: Page) -> None:
