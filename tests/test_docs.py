@@ -6,20 +6,20 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from covidseg.cli import main
-from covidseg_runtime import read_volume, write_label_map
 from covidseg_runtime.group_columns import COLUMNS
 from covidseg_runtime.group_outliers import RULES
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "tests" / "data").rglob("*.md")))
+# Those of docs/service.md need a service: tests/runtime/service/test_service_docs.py runs them.
 EXAMPLES = [
     pytest.param(code, id=f"{page.name}-{number}")
     for page in PAGES
+    if page.name != "service.md"
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 ]
 
@@ -52,6 +52,20 @@ def test_named_files_of_the_repository_exist(page: Path) -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
+def test_the_commands_of_the_report_on_a_scan_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("scan", "prior"):
+        shutil.copy(ROOT / "tests" / "data" / "lidc_0001_crop_ct.nii.gz", tmp_path / f"{name}.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    commands = re.findall(r"^covidseg (.*)$", (ROOT / "docs" / "report.md").read_text("utf-8"), re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        result = CliRunner().invoke(main, command.split())
+        assert result.exit_code == 0, (command, result.output)
+    for written in ("scan_covidseg.html", "page.html", "change.json"):
+        assert (tmp_path / written).is_file(), written
+
+
 def test_the_commands_of_the_report_on_a_group_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scans" / "ward").mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "data" / "lidc_0001_crop_ct.nii.gz", tmp_path / "scans" / "ward" / "p7.nii.gz")
@@ -69,24 +83,6 @@ def test_the_commands_of_the_report_on_a_group_run(tmp_path: Path, monkeypatch: 
         "reading/index.html",
     ):
         assert (tmp_path / written).is_file(), written
-
-
-def test_the_commands_of_the_page_of_a_scan_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The earlier scan is the scan itself, and the lobes are drawn: what is tried is that the commands run."""
-    for name in ("scan", "earlier"):
-        shutil.copy(ROOT / "tests" / "data" / "lidc_0001_crop_ct.nii.gz", tmp_path / f"{name}.nii.gz")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    scan = read_volume(tmp_path / "scan.nii.gz")
-    lobes = np.arange(scan.voxels.size).reshape(scan.shape) % 5 + 1
-    write_label_map(tmp_path / "lobes.nii.gz", lobes.astype(np.uint8), like=scan)
-    commands = re.findall(r"^covidseg (.*)$", (ROOT / "docs" / "report.md").read_text("utf-8"), re.MULTILINE)
-    assert len(commands) == 5
-    for command in commands:
-        result = CliRunner().invoke(main, command.split())
-        assert result.exit_code == 0, (command, result.output)
-    for name, words in (("covidseg", "not given"), ("lobes", "of 25</td>"), ("change", "the earlier scan")):
-        assert words in (tmp_path / f"scan_{name}.html").read_text(encoding="utf-8"), name
 
 
 def test_every_column_of_the_table_of_a_group_is_documented_as_it_is() -> None:

@@ -66,7 +66,7 @@ def test_help_imports_neither_numpy_nor_an_engine() -> None:
             "import sys\n"
             "from covidseg.cli import main\n"
             f"main({arguments!r}, standalone_mode=False)\n"
-            "heavy = {'numpy', 'nibabel', 'scipy', 'openvino', 'onnxruntime', 'rich', 'torch'}\n"
+            "heavy = {'numpy', 'nibabel', 'scipy', 'openvino', 'onnxruntime', 'rich', 'ray', 'torch'}\n"
             "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         )
 

@@ -2,83 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from covidseg.cli.config_file import refuse_unknown_options
+from covidseg.cli.interruption import sigterm_interrupts
+from covidseg.cli.report_scan import ReportOptions
 
+_PLACE = click.Path(exists=True, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """The options of `covidseg report` as click hands them over."""
-
-    labels: Path | None
-    json_report: Path | None
-    lobes: Path | None
-    prior: Path | None
-    prior_labels: Path | None
-    prior_report: Path | None
-    shear_tilt: bool
-    scans: Path | None
-    parquet: bool
-    output: Path | None
-
-    def given(self, *names: str) -> list[str]:
-        """Those of `names` that were given, as options are written."""
-        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+_DATE = click.DateTime(["%Y-%m-%d"])
 
 
 @click.command()
-@click.argument("scan", metavar="SCAN|DIR", type=click.Path(exists=True, path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The page. [default: beside the label map]")
-@click.option("--labels", type=_FILE, help="Label map of SCAN. [default: <SCAN>_covidseg.nii.gz]")
-@click.option("--json-report", type=_FILE, help="JSON report of these labels. [default: beside them]")
-@click.option("--lobes", type=_FILE, help="Five lobes on SCAN's grid, from another tool: severity scores by lobe.")
-@click.option("--prior", type=click.Path(exists=True, path_type=Path), help="An earlier scan to compare with.")
-@click.option("--prior-labels", type=_FILE, help="Its label map. [default: <PRIOR>_covidseg.nii.gz]")
-@click.option("--prior-report", type=_FILE, help="Its JSON report. [default: beside its labels]")
-@click.option("--shear-tilt", is_flag=True, help="Of DICOM: as it was given to `covidseg segment`.")
+@click.argument("scan", metavar="SCAN|RESULTS", type=_PLACE)
 @click.option(
-    "--scans", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Of DIR: what was segmented."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The page, .html; of RESULTS a folder. [default: beside the label map; RESULTS]",
 )
-@click.option("--parquet", is_flag=True, help="Of DIR: also write the table as Parquet.")
+@click.option("--labels", type=_FILE, help="Label map of SCAN. [default: <SCAN>_covidseg.nii.gz here or beside SCAN]")
+@click.option("--json-report", type=_FILE, help="JSON report of SCAN. [default: beside the label map]")
+@click.option("--lobes", type=_FILE, help="Label map of the five lobes, for the scores that need them.")
+@click.option("--date", type=_DATE, help="When SCAN was taken. [default: as its DICOM says]")
+@click.option("--shear-tilt", is_flag=True, help="Of DICOM: as given to `covidseg segment`.")
+@click.option("--prior", metavar="SCAN", type=_PLACE, help="An earlier scan of the same patient, to compare with.")
+@click.option("--prior-labels", type=_FILE, help="Its label map. [default: as of SCAN]")
+@click.option("--prior-report", type=_FILE, help="Its JSON report. [default: beside its label map]")
+@click.option("--prior-date", type=_DATE, help="When it was taken. [default: as its DICOM says]")
+@click.option(
+    "--comparison", type=click.Path(dir_okay=False, path_type=Path), help="Also write the comparison as JSON."
+)
+@click.option("--scans", type=_FOLDER, help="Of RESULTS: the folder that was segmented; makes the page of each scan.")
+@click.option("--parquet", is_flag=True, help="Of RESULTS: also write the table as Parquet.")
 @click.pass_context
 def report(ctx: click.Context, /, scan: Path, **options: Any) -> None:  # noqa: ANN401 - see ReportOptions
-    """Write a page to read, of the chest CT SCAN and what was found on it, or of the folder of results DIR.
+    """Write a page to read, from what `covidseg segment` wrote.
 
-    SCAN is what `covidseg segment` took; its results are looked for in this folder, then beside SCAN. The page is one
-    HTML file that needs no network: slices to scroll through, measures, their uncertainty, and how to repeat them.
-    DIR is what `covidseg segment DIR` wrote.
-
-    LOBES has the values of lungmask's LTRCLobes: 1 left upper, 2 left lower, 3 right upper, 4 right middle, 5 right
-    lower. Research use only; not a medical device.
+    SCAN, a chest CT that was segmented, becomes one HTML file: its slices with the labels, the measures, what they are
+    worth. RESULTS, the folder of results of `covidseg segment DIR`, becomes a table and an overview that links to the
+    pages of its scans. A browser needs no network for them. Research use only; not a medical device.
     """
     refuse_unknown_options(ctx)
-    wanted = ReportOptions(**options)
-    if _holds_results(scan):
-        _report_on_folder(scan, wanted)
-        return
-    if given := wanted.given("scans", "parquet"):
-        raise click.UsageError(f"{' and '.join(given)} is for a folder of results; {scan} holds no manifest.jsonl")
-    from covidseg.cli.report_scan import report_scan
-
-    report_scan(scan, wanted)
-
-
-def _holds_results(path: Path) -> bool:
+    from covidseg_runtime.folder_records import is_folder_of_results
     from covidseg_runtime.scan_kind import scan_kind
 
-    return path.is_dir() and (any(path.glob("manifest*.jsonl")) or scan_kind(path) == "folder")
+    scans, parquet = options.pop("scans"), options.pop("parquet")
+    if scan.is_dir() and (is_folder_of_results(scan) or scan_kind(scan) == "folder"):
+        from covidseg.cli.report_folder import FolderReportOptions, report_folder
+
+        _refuse(ctx, ("labels", "json_report", "lobes", "date", "shear_tilt", "prior", "comparison"), "for one scan")
+        report_folder(scan, FolderReportOptions(scans, options["output"], parquet))
+        return
+    from covidseg.cli.report_scan import report_scan
+
+    _refuse(ctx, ("scans", "parquet"), "for RESULTS, the folder of results of `covidseg segment DIR`")
+    with sigterm_interrupts():
+        report_scan(scan, ReportOptions(**options))
 
 
-def _report_on_folder(folder: Path, wanted: ReportOptions) -> None:
-    if given := wanted.given("labels", "json_report", "lobes", "prior", "prior_labels", "prior_report", "shear_tilt"):
-        raise click.UsageError(f"{' and '.join(given)} is for one scan; {folder} is a folder of results")
-    from covidseg.cli.report_folder import FolderReportOptions, report_folder
+def _refuse(ctx: click.Context, names: tuple[str, ...], what: str) -> None:
+    """Refuse options that were given and do not fit.
 
-    report_folder(folder, FolderReportOptions(wanted.scans, wanted.output, wanted.parquet))
+    Raises:
+        click.UsageError: if one was.
+    """
+    for name in names:
+        if ctx.params[name] not in (None, False):
+            raise click.UsageError(f"--{name.replace('_', '-')} is {what}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,22 +16,6 @@ if TYPE_CHECKING:
     from covidseg_runtime import Volume
     from covidseg_runtime.dicom.source_series import SourceSeries
     from covidseg_runtime.spooling import Spool
-
-
-class ReadOptions(Protocol):
-    """What may be said about a scan for it to be read; see `SegmentOptions`."""
-
-    @property
-    def series(self) -> str | None:
-        """Of DICOM: the series."""
-
-    @property
-    def shear_tilt(self) -> bool:
-        """Of DICOM: whether a gantry tilt is undone."""
-
-    @property
-    def window(self) -> tuple[float, float] | None:
-        """Of NIfTI: the window whose grey levels it holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +31,21 @@ class Scan:
     source: SourceSeries | None = None
 
 
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How a scan is read.
+
+    Attributes:
+        series: Of DICOM: the series' UID; None for the one that the rule chooses.
+        shear_tilt: Of DICOM: undo a gantry tilt.
+        window: Of a file of grey levels: their window in HU.
+    """
+
+    series: str | None = None
+    shear_tilt: bool = False
+    window: tuple[float, float] | None = None
+
+
 def judge_input(scan: Path, options: SegmentOptions) -> ScanKind:
     """What the path holds, before any work is done.
 
@@ -54,6 +53,10 @@ def judge_input(scan: Path, options: SegmentOptions) -> ScanKind:
         click.UsageError: if options do not fit it.
     """
     kind = scan_kind(scan)
+    if options.ray is not None and kind != "folder":
+        raise click.UsageError(f"--ray is for a folder of scans; {scan} is one scan")
+    if options.ray is None and (options.ray_actors is not None or options.cores_per_actor is not None):
+        raise click.UsageError("--ray-actors and --cores-per-actor go with --ray")
     if kind != "dicom":
         if "dicom" in options.output_type:
             raise click.UsageError(f"{scan} is no DICOM series, which --output-type dicom needs")
@@ -64,7 +67,7 @@ def judge_input(scan: Path, options: SegmentOptions) -> ScanKind:
     return kind
 
 
-def read_scan(scan: Path, kind: ScanKind, options: ReadOptions, spool: Spool) -> Scan:
+def read_scan(scan: Path, kind: ScanKind, options: ReadingOptions, spool: Spool | None) -> Scan:
     """Read the scan.
 
     Raises:

@@ -11,17 +11,17 @@ import click
 from covidseg.cli.config_file import refuse_unknown_options
 from covidseg.cli.interruption import sigterm_interrupts
 from covidseg.cli.progress import tile_progress
-from covidseg.cli.scan_input import judge_input, read_scan
+from covidseg.cli.scan_input import ReadingOptions, judge_input, read_scan
 from covidseg.cli.segment_files import OutputFiles, plan_files, write_files
 from covidseg.cli.segment_options import (
     SegmentOptions,
-    describe_choice,
     dicom_object_options,
-    open_segmenter,
     parse_output_type,
     parse_window,
     plan_spool,
+    ray_options,
     resolve_deterministic,
+    wanted_segmenter,
     within_memory,
 )
 
@@ -116,6 +116,7 @@ _DEFAULT_MIN_LESION_ML = 0.05
 )
 @click.option("--num-parts", type=click.IntRange(min=1), default=1, help="Share DIR between so many processes.")
 @click.option("--part-id", type=click.IntRange(min=0), default=0, help="The share of this one, from 0.")
+@ray_options
 @click.option("--overwrite", is_flag=True, help="Do again what is done in DIR.")
 @click.option("--json", is_flag=True, help="Print the report, and nothing else, as JSON.")
 @click.pass_context
@@ -147,11 +148,12 @@ def segment(ctx: click.Context, /, scan: Path, **options: Any) -> None:  # noqa:
 def run_segment(path: Path, kind: ScanKind, options: SegmentOptions, files: OutputFiles) -> dict[str, Any]:
     """Read, segment, and write every result; the report comes back."""
     from covidseg_runtime import build_report, describe_scan
+    from covidseg_runtime.report import describe_choice
 
     spool = plan_spool(options, files.report.parent)
-    scan = read_scan(path, kind, options, spool)
+    scan = read_scan(path, kind, ReadingOptions(options.series, options.shear_tilt, options.window), spool)
     truth = _read_truth(options, scan.volume)
-    with open_segmenter(options, spool) as segmenter:
+    with wanted_segmenter(options, spool).open() as segmenter:
         click.echo(describe_choice(segmenter), err=True)
         with tile_progress() as on_progress:
             segmentation = segmenter.segment(scan.volume, within_memory(options, on_progress))

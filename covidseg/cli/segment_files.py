@@ -137,7 +137,7 @@ def _write_objects(folder: Path, objects: tuple[ResultObject, ...]) -> None:
 
 
 def stem(path: Path) -> str:
-    """The name of a scan, file or folder, without what tells its format."""
+    """The name of a scan or a label map without its ending, of a folder its name."""
     for ending in (*_NIFTI_ENDINGS, *_OTHER_ENDINGS):
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]

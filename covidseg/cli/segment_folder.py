@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from covidseg.cli.exit_codes import INTERRUPTED, PART_FAILED, CommandError
+from covidseg.cli.exit_codes import INTERRUPTED, PART_FAILED, CommandError, needs_extra
 from covidseg.cli.interruption import cancel_on_signals
-from covidseg.cli.segment_options import SegmentOptions, describe_choice, open_segmenter, plan_spool
+from covidseg.cli.segment_options import SegmentOptions, plan_spool, wanted_segmenter
 from covidseg_runtime.errors import CovidsegError, SegmentationCancelled
 
 if TYPE_CHECKING:
+    import threading
+
+    from covidseg_runtime.folder_batch import FolderBatch
     from covidseg_runtime.folder_manifest import ScanRecord
-    from covidseg_runtime.folder_run import FolderRun
+    from covidseg_runtime.folder_scans import FolderJob
 
 _OF_ONE_SCAN = ("truth", "preview", "probability", "report", "series")
 
@@ -29,17 +34,11 @@ def segment_folder(folder: Path, options: SegmentOptions) -> None:
         CommandError: if the run could not go on; what is left is told with the reason.
         click.exceptions.Exit: if a scan failed, or the run was interrupted.
     """
-    from covidseg_runtime.folder_run import open_folder_run
     from covidseg_runtime.folder_scans import FolderJob, Part
 
     job = FolderJob(folder, _output_folder(options), Part(options.part_id, options.num_parts), options.overwrite)
-    spool = plan_spool(options, job.output)
-    with (
-        cancel_on_signals() as cancel,
-        open_segmenter(options, spool) as segmenter,
-        open_folder_run(job, segmenter) as run,
-    ):
-        click.echo(describe_choice(segmenter), err=True)
+    with cancel_on_signals() as cancel, _open_run(job, options, cancel) as run:
+        click.echo(run.choice, err=True)
         tally = _Tally(run)
         click.echo(f"{len(run.scans)} scans, {tally.done_before} done before", err=True)
         try:
@@ -48,17 +47,42 @@ def segment_folder(folder: Path, options: SegmentOptions) -> None:
             click.echo(f"Interrupted: {_what_is_left(tally, options)}", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from error
         except CovidsegError as error:
-            raise CommandError(f"{error} {_what_is_left(tally, options)}", error.exit_code) from error
+            raise CommandError(f"{str(error).rstrip('.')}. {_what_is_left(tally, options)}", error.exit_code) from error
     _print_end(tally, job.output, options)
     if tally.failed:
         click.echo(f"{tally.failed} of {len(run.scans)} scans failed", err=True)
         raise click.exceptions.Exit(PART_FAILED)
 
 
+@contextmanager
+def _open_run(job: FolderJob, options: SegmentOptions, cancel: threading.Event) -> Iterator[FolderBatch]:
+    """The folder, to be segmented here or on a cluster."""
+    wanted = wanted_segmenter(options, plan_spool(options, job.output))
+    if options.ray is None:
+        from covidseg_runtime.folder_run import open_folder_run
+
+        with wanted.open() as segmenter, open_folder_run(job, segmenter) as run:
+            yield run
+        return
+    if options.threads is not None:
+        raise click.UsageError("--threads is --cores-per-actor where a folder is segmented with --ray")
+    from covidseg_runtime.ray_cluster import ClusterSettings, join_cluster, require_ray
+    from covidseg_runtime.ray_run import open_ray_run
+
+    with needs_extra("ray", "--ray"):
+        require_ray()
+    settings = ClusterSettings(options.ray, options.ray_actors, options.cores_per_actor, options.ray_wait)
+    with (
+        join_cluster(settings.address),
+        open_ray_run(job, wanted, settings, lambda line: click.echo(line, err=True), cancel) as ray_run,
+    ):
+        yield ray_run
+
+
 class _Tally:
     """Counts what becomes of the scans of a run, and says so, scan by scan."""
 
-    def __init__(self, run: FolderRun) -> None:
+    def __init__(self, run: FolderBatch) -> None:
         self.run = run
         self.done_before = len(run.scans) - len(run.left)
         self._counts: Counter[str] = Counter()

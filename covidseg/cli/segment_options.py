@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from covidseg_runtime import Segmenter
     from covidseg_runtime.spooling import Spool
+    from covidseg_runtime.wanted_segmenter import WantedSegmenter
 
 OUTPUT_TYPES = ("nifti", "dicom")
 DICOM_OBJECTS = ("seg", "sr", "sc", "pdf")
@@ -65,6 +65,36 @@ def dicom_object_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return objects(lungs(command))
 
 
+def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of a cluster, beginning with `--ray`."""
+    address = click.option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Segment DIR on a Ray cluster (extra `ray`): local, auto, host:port or ray://host:port.",
+    )
+    actors = click.option(
+        "--ray-actors",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Workers on it. [default: one a GPU, or one a group of cores]",
+    )
+    cores = click.option(
+        "--cores-per-actor",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="CPU cores, and threads, of each. [default: 4, or all of a smaller machine]",
+    )
+    wait = click.option(
+        "--ray-wait",
+        metavar="S",
+        default=60.0,
+        show_default=True,
+        type=click.FloatRange(min=0, min_open=True),
+        help="Give up after S seconds in which no worker has a place.",
+    )
+    return address(actors(cores(wait(command))))
+
+
 def _parse_list(value: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """Words as text parted by commas or, in the configuration file, as an array.
 
@@ -103,6 +133,10 @@ class SegmentOptions:
     min_lesion_ml: float
     num_parts: int
     part_id: int
+    ray: str | None
+    ray_actors: int | None
+    cores_per_actor: int | None
+    ray_wait: float
     overwrite: bool
     json: bool
 
@@ -153,11 +187,12 @@ def within_memory(
     return report_or_stop
 
 
-def open_segmenter(options: SegmentOptions, spool: Spool | None = None) -> Segmenter:
-    """Load the model as asked for."""
-    from covidseg_runtime import Segmenter, SegmentSettings
+def wanted_segmenter(options: SegmentOptions, spool: Spool | None = None) -> WantedSegmenter:
+    """The segmenter as asked for; `open` loads it."""
+    from covidseg_runtime import SegmentSettings
+    from covidseg_runtime.wanted_segmenter import WantedSegmenter
 
-    return Segmenter.open(
+    return WantedSegmenter(
         options.model,
         engine=options.engine,
         device=options.device,
@@ -170,20 +205,4 @@ def open_segmenter(options: SegmentOptions, spool: Spool | None = None) -> Segme
             keep_probability=options.probability is not None,
             window_hu=options.window,
         ),
-    )
-
-
-def describe_choice(segmenter: Segmenter) -> str:
-    """What computes, in a line: the choice of "auto" is never silent."""
-    from covidseg_runtime.engines.engine import describe_engine
-
-    bundle, engine, plan = segmenter.bundle, describe_engine(segmenter.engine), segmenter.tile_plan
-    threads = "threads auto" if engine["threads"] is None else f"threads {engine['threads']}"
-    facts = (engine["provider"], engine["device"], threads, f"batch {engine['batch']}")
-    is_fitted = plan.fit is not None and segmenter.engine.any_tile
-    tiles = "fitted to the lungs" if is_fitted else "x".join(map(str, plan.tile_shape))
-    return (
-        f"{bundle.name} {bundle.version} on {engine['name']} {engine['precision']} "
-        f"({', '.join(str(fact) for fact in facts if fact is not None)}), quality {segmenter.settings.quality} "
-        f"(step {plan.step:g}, tiles {tiles})"
     )

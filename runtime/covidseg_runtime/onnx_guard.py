@@ -19,7 +19,7 @@ import math
 import mmap
 import reprlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -101,6 +101,29 @@ def refuse_unsafe_model(path: Path) -> None:
             _judge_network(model, path.name)
     except (OSError, ValueError) as exc:  # ValueError: an empty file cannot be mapped
         raise BundleError(f"{path.name}: cannot be read as an ONNX model ({exc})") from exc
+
+
+def tensor_names(path: Path) -> tuple[str, str]:
+    """Names of the input and of the output of a file that `refuse_unsafe_model` let pass.
+
+    Raises:
+        BundleError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as model:
+            graphs = [span for number, *span in _messages(model, 0, len(model), path.name) if number == _MODEL_GRAPH]
+            start, end = graphs[0]
+            messages = list(_messages(model, start, end, path.name))
+            tiles, logits = (_name_of(model, messages, wanted, path.name) for wanted in (_GRAPH_INPUT, _GRAPH_OUTPUT))
+    except (OSError, ValueError, IndexError) as exc:
+        raise BundleError(f"{path.name}: cannot be read as an ONNX model ({exc})") from exc
+    return tiles, logits
+
+
+def _name_of(model: mmap.mmap, messages: Sequence[tuple[int, int, int]], wanted: int, name: str) -> str:
+    """Name of the first input or output of a graph."""
+    spans = [(start, end) for number, start, end in messages if number == wanted]
+    return _texts(model, *spans[0], name)[_NAME][0].decode(errors="replace")
 
 
 def _walk_model(model: mmap.mmap, name: str) -> None:

@@ -16,7 +16,7 @@ from covidseg_runtime.volume import Volume
 from covidseg_runtime.volume_range import volume_range
 
 if TYPE_CHECKING:
-    from covidseg_runtime.segmenter import Segmentation
+    from covidseg_runtime.segmenter import Segmentation, Segmenter
 
 REPORT_SCHEMA_VERSION = 1
 NOTICE = "Research use only. Not a medical device."
@@ -84,6 +84,20 @@ def build_report(
         "timings_s": {step: round(seconds, 3) for step, seconds in segmentation.timings_s.items()},
     }
     return {key: plain_json(item) for key, item in report.items()}
+
+
+def describe_choice(segmenter: Segmenter) -> str:
+    """What computes, in a line: the choice of "auto" is never silent."""
+    bundle, engine, plan = segmenter.bundle, describe_engine(segmenter.engine), segmenter.tile_plan
+    threads = "threads auto" if engine["threads"] is None else f"threads {engine['threads']}"
+    facts = (engine["provider"], engine["device"], threads, f"batch {engine['batch']}")
+    is_fitted = plan.fit is not None and segmenter.engine.any_tile
+    tiles = "fitted to the lungs" if is_fitted else "x".join(map(str, plan.tile_shape))
+    return (
+        f"{bundle.name} {bundle.version} on {engine['name']} {engine['precision']} "
+        f"({', '.join(str(fact) for fact in facts if fact is not None)}), quality {segmenter.settings.quality} "
+        f"(step {plan.step:g}, tiles {tiles})"
+    )
 
 
 def _describe_uncertainty(segmentation: Segmentation, bundle: ModelBundle) -> dict[str, Any]:

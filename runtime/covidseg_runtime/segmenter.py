@@ -196,6 +196,26 @@ class Segmenter:
             infection_probability=None if probability is None else reorient_array(probability, *ways),
         )
 
+    def with_settings(self, settings: SegmentSettings) -> Segmenter:
+        """Another segmenter on the same engine, which stays this one's to close; the two take turns at it."""
+        other = Segmenter(self.bundle, self.engine, settings)
+        other._shared = self._shared
+        return other
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The engine alone, in turn with the scans that are being segmented: see `Engine.predict`.
+
+        Args:
+            tiles: (N, 1, Z, Y, X) float32, clipped and scaled.
+
+        Returns:
+            Logits, (N, C, Z, Y, X) float32.
+
+        Raises:
+            EngineError: if the engine fails.
+        """
+        return self._shared.predict(tiles)
+
     def close(self) -> None:
         """Close the engine and give its memory back."""
         self.engine.close()

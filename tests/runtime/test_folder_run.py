@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from phantom import PHANTOM_SPACING_MM, phantom_hu, phantom_labels, pointwise_logits, spl_affine
 
-from covidseg_runtime import folder_run
+from covidseg_runtime import scan_results
 from covidseg_runtime.bundle import load_bundle, sha256_of
 from covidseg_runtime.engines.fake_engine import PointwiseEngine
 from covidseg_runtime.errors import OutputError, SegmentationCancelled, SettingsError, VolumeError
@@ -175,7 +175,7 @@ def test_the_last_scan_is_written_while_the_network_works(
 ) -> None:
     """Each waits for the other to have begun: one after the other, they would wait in vain."""
     writes, works_on_the_next = threading.Event(), threading.Event()
-    original, begun = folder_run.write_label_map, []
+    original, begun = scan_results.write_label_map, []
 
     class Waiting(Segmenter):
         def segment(self, *arguments, **options):
@@ -190,7 +190,7 @@ def test_the_last_scan_is_written_while_the_network_works(
         assert works_on_the_next.wait(20)
         original(*arguments)
 
-    monkeypatch.setattr(folder_run, "write_label_map", write)
+    monkeypatch.setattr(scan_results, "write_label_map", write)
     records = _run(job, Waiting(load_bundle(tiny_bundle), PointwiseEngine(pointwise_logits)))
     assert [record.status for record in records] == ["ok"] * 3
 
@@ -267,7 +267,7 @@ def test_a_place_that_takes_nothing_any_more_ends_the_run(
     def refuse(path: Path, *_: object) -> None:
         raise OutputError(f"{path} cannot be written") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder_run, "write_label_map", refuse)
+    monkeypatch.setattr(scan_results, "write_label_map", refuse)
     with open_folder_run(job, segmenter) as run, pytest.raises(OutputError, match=r"a_covidseg\.nii\.gz"):
         run.segment(lambda record: None)
     assert _files(job.output) == ["manifest.jsonl"]

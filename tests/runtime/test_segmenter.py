@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations, product
 from pathlib import Path
@@ -54,6 +55,27 @@ def test_every_axis_order_gives_the_same_labels_in_the_patient(segmenter: Segmen
     assert segmentation.labels.dtype == np.uint8
     found = reorient_array(segmentation.labels, orientation, "SPL")
     np.testing.assert_array_equal(found, phantom_labels())
+
+
+def test_other_settings_share_the_engine_and_take_turns_at_it(tiny_bundle: Path) -> None:
+    at_work, most = [], []
+
+    def slow(tiles: np.ndarray) -> np.ndarray:
+        at_work.append(1)
+        most.append(len(at_work))
+        time.sleep(0.01)
+        at_work.pop()
+        return pointwise_logits(tiles)
+
+    first = Segmenter(load_bundle(tiny_bundle), PointwiseEngine(slow))
+    second = first.with_settings(SegmentSettings(min_lesion_ml=5.0))
+    tiles = np.zeros((1, 1, 16, 16, 16), np.float32)
+    with ThreadPoolExecutor(3) as pool:
+        kept = pool.submit(first.segment, _phantom())
+        dropped = pool.submit(second.segment, _phantom())
+        np.testing.assert_array_equal(pool.submit(first.predict, tiles).result(), pointwise_logits(tiles))
+        assert (3 in kept.result().labels, 3 in dropped.result().labels) == (True, False)
+    assert max(most) == 1
 
 
 @pytest.mark.parametrize("orientation", ["SPL", "RAS", "LPS", "AIR"])

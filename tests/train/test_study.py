@@ -185,6 +185,26 @@ def test_a_report_of_what_is_finished_is_written_at_any_time(study_file, data, f
     assert "5 of 6" in (finished / "study.md").read_text(encoding="utf-8")
 
 
+def test_a_refinement_goes_on_from_the_last_weights_and_is_what_is_measured(data, tmp_path):
+    refined = tmp_path / "refined.toml"
+    text = STUDY.replace('["continual", "hybrid"]', '["continual"]').replace('joint = ["two"]', "")
+    refined.write_text(
+        text + "[refinement]\nlearning_rate = 0.005\n[refinement.run]\nepochs = 1\nsteps_per_epoch = 3\n", "utf-8"
+    )
+    result = run(refined, data, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    first, second = (tmp_path / "out/cells/fold0-scratch-none" / name for name in ("", "refined"))
+    transfer = json.loads((second / "transfer.json").read_text())
+    assert (transfer["strategy"], transfer["new"], transfer["skipped"]) == ("continual", [], [])
+    assert json.loads((second / "config.json").read_text())["transfer"]["checkpoint"] == str(first / "last.safetensors")
+    assert not (first / "measures.json").exists()
+    assert (second / "measures.json").is_file()
+    logs = [rows(folder / "log.csv") for folder in (first, second)]
+    spent = {row["train_seconds"] for row in rows(tmp_path / "out/results.csv") if row["strategy"] == "scratch"}
+    assert [float(one) for one in spent] == [pytest.approx(sum(float(log[-1]["seconds"]) for log in logs))]
+    assert {row["step"] for row in rows(tmp_path / "out/curves.csv")} == {"4", "8", "11"}
+
+
 def test_a_missing_case_is_one_sentence(study_file, data, tmp_path):
     (tmp_path / "covid").mkdir()
     (tmp_path / "ct").symlink_to(data / "ct")

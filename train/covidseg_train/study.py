@@ -1,6 +1,7 @@
 """Sources × strategies × folds, cell by cell: what is done stays done, several processes share the work.
 
-Every cell is a folder with a training in it and ``measures.json`` once it is finished. A process takes a cell by a
+Every cell is a folder with a training in it, and ``measures.json`` once it is finished; where the study refines, the
+second training and the measures lie in ``refined`` below it. A process takes a cell by a
 lock that its end releases, however it ends; start the command again, or several times at once, to go on.
 """
 
@@ -21,15 +22,17 @@ from covidseg_train.datasets.catalog import get_dataset
 from covidseg_train.datasets.dataset import find_named_cases
 from covidseg_train.fit import LAST, fit
 from covidseg_train.simulated_cases import write_simulated_cases
-from covidseg_train.study_config import LesionSource, StudyConfig
+from covidseg_train.study_config import LesionSource, RefinementConfig, StudyConfig
 from covidseg_train.toml_files import build_from_dict
 from covidseg_train.validate import measure_checkpoint
 
 SCRATCH_SOURCE = "none"
 MEASURES = "measures.json"
+REFINED = "refined"
 RESULTS, CURVES = "results.csv", "curves.csv"
 TASK = "lesion"
 _WAIT_SECONDS = 5.0
+_ADDED_UP = ("step", "seconds", "cpu_seconds")
 
 Report = Callable[[str], None]
 
@@ -70,6 +73,10 @@ class Places:
         """Folder of a cell."""
         return self.study / "cells" / cell.folder_name
 
+    def result(self, cell: Cell, study: StudyConfig) -> Path:
+        """Folder of a cell's last training, which is measured."""
+        return self.cell(cell) if study.refinement is None else self.cell(cell) / REFINED
+
     def pretraining(self, source: str) -> Path:
         """Folder of a source's pre-training."""
         return self.study / "pretraining" / source
@@ -96,7 +103,7 @@ def run_study(study: StudyConfig, places: Places, *, device: str = "auto", repor
     require_same_study(study, places)
     make_simulated_cases(study, places)
     cells = list_cells(study)
-    while open_cells := [cell for cell in cells if not (places.cell(cell) / MEASURES).is_file()]:
+    while open_cells := [cell for cell in cells if not (places.result(cell, study) / MEASURES).is_file()]:
         worked = pretrain_what_is_free(study, places, device, report)
         worked |= train_what_is_free(study, places, open_cells, device, report)
         if not worked:
@@ -183,18 +190,20 @@ def train_what_is_free(study: StudyConfig, places: Places, cells: Sequence[Cell]
         if needs_weights and not is_pretrained(places.pretraining(cell.source)):
             continue
         with claim(folder.with_suffix(".lock")) as is_mine:
-            if not is_mine or (folder / MEASURES).is_file():
+            if not is_mine or (places.result(cell, study) / MEASURES).is_file():
                 continue
             run_cell(study, places, cell, device)
-            report(describe_cell(places, cell, len(list_cells(study))))
+            report(describe_cell(study, places, cell))
             worked = True
     return worked
 
 
 def run_cell(study: StudyConfig, places: Places, cell: Cell, device: str) -> None:
     """Train one cell and measure it on every case it has not seen."""
-    folder, experiment = places.cell(cell), cell_experiment(study, places, cell)
-    fit(experiment, folder, device=device)
+    folder, experiment = places.result(cell, study), cell_experiment(study, places, cell)
+    fit(experiment, places.cell(cell), device=device)
+    if study.refinement is not None:
+        fit(refined_experiment(experiment, study.refinement, places.cell(cell) / LAST), folder, device=device)
     tested = [name for name in study.target.cases if name not in study.folds[cell.fold].train]
     dataset = get_dataset(study.target.dataset)
     files = find_named_cases(dataset, Path(experiment.data.root), tuple(tested))
@@ -203,13 +212,14 @@ def run_cell(study: StudyConfig, places: Places, cell: Cell, device: str) -> Non
     write_json(folder / MEASURES, {name: as_numbers(one) for name, one in measures.items()})
 
 
-def describe_cell(places: Places, cell: Cell, count: int) -> str:
+def describe_cell(study: StudyConfig, places: Places, cell: Cell) -> str:
     """One line on a finished cell."""
-    measures = read_measures(places, cell)
-    done = len(list((places.study / "cells").glob(f"*/{MEASURES}")))
+    measures = read_measures(places.result(cell, study))
+    cells = list_cells(study)
+    done = sum((places.result(one, study) / MEASURES).is_file() for one in cells)
     dsc = [value for one in measures.values() if (value := one["dsc"]) is not None]
     mean = f"{sum(dsc) / len(dsc):.3f}" if dsc else "–"
-    return f"[{done}/{count}] fold {cell.fold} {cell.strategy} from {cell.source}: mean DSC {mean}"
+    return f"[{done}/{len(cells)}] fold {cell.fold} {cell.strategy} from {cell.source}: mean DSC {mean}"
 
 
 def as_numbers(measures: CaseMeasures) -> dict[str, float | None]:
@@ -263,6 +273,17 @@ def cell_experiment(study: StudyConfig, places: Places, cell: Cell) -> Experimen
     return replace(experiment, transfer=transfer)
 
 
+def refined_experiment(first: ExperimentConfig, refinement: RefinementConfig, checkpoint: Path) -> ExperimentConfig:
+    """The second training of a cell, from the last weights of its first."""
+    return replace(
+        first,
+        name=f"{first.name}-{REFINED}",
+        optimiser=replace(first.optimiser, learning_rate=refinement.learning_rate),
+        run=refinement.run,
+        transfer=replace(TransferConfig(), strategy="continual", checkpoint=str(checkpoint)),
+    )
+
+
 def _experiment(study: StudyConfig, name: str, data: DataConfig, *, pretraining: bool) -> ExperimentConfig:
     return ExperimentConfig(
         name=name,
@@ -286,16 +307,15 @@ def placed(source: SourceConfig, places: Places) -> SourceConfig:
 
 def collect_results(study: StudyConfig, places: Places) -> None:
     """Write every finished cell's measures and curve as two long CSV files."""
-    finished = [cell for cell in list_cells(study) if (places.cell(cell) / MEASURES).is_file()]
+    finished = [cell for cell in list_cells(study) if (places.result(cell, study) / MEASURES).is_file()]
     results, curves = [], []
     for cell in finished:
         fold = study.folds[cell.fold]
         key = {"source": cell.source, "strategy": cell.strategy, "shots": len(fold.train), "fold": cell.fold}
-        log = read_log(places.cell(cell))
+        log = read_logs(study, places, cell)
         spent = {"train_seconds": log[-1]["seconds"], "train_cpu_seconds": log[-1]["cpu_seconds"]}
-        results += [
-            {**key, "case": case, **measures, **spent} for case, measures in read_measures(places, cell).items()
-        ]
+        measured = read_measures(places.result(cell, study))
+        results += [{**key, "case": case, **measures, **spent} for case, measures in measured.items()]
         curves += [
             {**key, **{name: row[name] for name in ("step", "seconds", "cpu_seconds", "validation_dsc")}}
             for row in log
@@ -305,10 +325,21 @@ def collect_results(study: StudyConfig, places: Places) -> None:
     write_csv(places.study / CURVES, curves)
 
 
-def read_measures(places: Places, cell: Cell) -> dict[str, dict[str, float | None]]:
-    """The measures of a finished cell by case."""
-    measures: dict[str, dict[str, float | None]] = json.loads((places.cell(cell) / MEASURES).read_text("utf-8"))
+def read_measures(folder: Path) -> dict[str, dict[str, float | None]]:
+    """The measures of a finished cell by case, from the folder of its last training."""
+    measures: dict[str, dict[str, float | None]] = json.loads((folder / MEASURES).read_text("utf-8"))
     return measures
+
+
+def read_logs(study: StudyConfig, places: Places, cell: Cell) -> list[dict[str, str]]:
+    """The log of a cell's trainings as one: steps and seconds of a refinement go on from the first training's."""
+    first = read_log(places.cell(cell))
+    if study.refinement is None:
+        return first
+    return first + [
+        {**row, **{name: f"{float(row[name]) + float(first[-1][name]):.10g}" for name in _ADDED_UP}}
+        for row in read_log(places.result(cell, study))
+    ]
 
 
 def read_log(folder: Path) -> list[dict[str, str]]:

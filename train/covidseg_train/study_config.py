@@ -91,6 +91,19 @@ class SimulationConfig:
 
 
 @dataclass(frozen=True)
+class RefinementConfig:
+    """A second training of every cell, from its last weights: the learning rate rises once more and falls again.
+
+    Attributes:
+        learning_rate: At its beginning.
+        run: Length and seed.
+    """
+
+    learning_rate: float
+    run: RunConfig
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """Everything that decides a study.
 
@@ -103,6 +116,7 @@ class StudyConfig:
         told_apart: ``data.target`` of every training: lesion alone, or lung and lesion.
         pretraining: Length and seed of a pre-training.
         fine_tuning: Length and seed of a training on a fold.
+        refinement: What follows it; None if nothing does.
     """
 
     name: str
@@ -118,6 +132,7 @@ class StudyConfig:
     rate_factor: float = 1.0
     told_apart: Target = "lesion"
     simulation: SimulationConfig | None = None
+    refinement: RefinementConfig | None = None
     grid: GridConfig = field(default_factory=GridConfig)
     network: UNetSpec = field(default_factory=UNetSpec)
     patches: PatchConfig = field(default_factory=PatchConfig)
@@ -137,6 +152,8 @@ class StudyConfig:
         missing = sorted(set(self.joint) - {source.name for source in self.sources})
         if missing:
             raise SettingsError(f"joint names {', '.join(missing)}, which is no source.")
+        if self.refinement is not None and "hybrid" in self.strategies:
+            raise SettingsError("refinement begins from a network with one encoder; leave hybrid out of strategies.")
 
 
 def load_study(name_or_path: str | Path) -> StudyConfig:

@@ -5,6 +5,9 @@ from datetime import date, datetime
 
 from pydicom import Dataset
 
+# The day of the acquisition, or what comes nearest to it.
+_DATES = ("AcquisitionDate", "AcquisitionDateTime", "ContentDate", "SeriesDate", "StudyDate")
+
 
 @dataclass(frozen=True, eq=False)
 class SourceSeries:
@@ -31,10 +34,10 @@ class SourceSeries:
 
     @property
     def acquisition_date(self) -> date | None:
-        """Day of the acquisition, or else of the series or the study; None where none of them is a date."""
-        for keyword in ("AcquisitionDate", "SeriesDate", "StudyDate"):
+        """The day the series was acquired; None where no date is given, or none that is one."""
+        for keyword in _DATES:
             try:
-                return datetime.strptime(str(self.headers[0].get(keyword, "")), "%Y%m%d").date()
+                return datetime.strptime(str(self.headers[0].get(keyword, ""))[:8], "%Y%m%d").date()
             except ValueError:
                 continue
         return None

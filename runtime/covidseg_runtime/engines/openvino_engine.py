@@ -64,6 +64,8 @@ class OpenVinoEngine:
         }
         if threads is not None:
             hints["INFERENCE_NUM_THREADS"] = threads
+            # Who names a number shares the machine, and pinned threads of every process begin at the first core.
+            hints["ENABLE_CPU_PINNING"] = False
         try:
             model = core.read_model(model_path)
             # A batch of exactly one lets OpenVINO plan its memory once.

@@ -50,6 +50,17 @@ class CoarseChest:
             affine=turned.affine @ _to_source_index(grids, steps),
         )
 
+    def around_lungs(self, margin_mm: float) -> CoarseChest:
+        """The box around the lungs, wider by a margin."""
+        places = np.argwhere(self.lung > 0)
+        margin = round(margin_mm / GRID_MM)
+        start = np.maximum(places.min(axis=0) - margin, 0)
+        stop = places.max(axis=0) + margin + 1
+        box = tuple(slice(first, last) for first, last in zip(start, stop, strict=True))
+        affine = self.affine.copy()
+        affine[:3, 3] = apply_affine(self.affine, start)
+        return CoarseChest(self.hu[box], self.lung[box], self.infection[box], affine)
+
     @property
     def in_lung(self) -> NDArray[np.bool_]:
         """Voxels that are lung or infection by half and more."""
@@ -63,7 +74,8 @@ class CoarseChest:
     @property
     def lung_center_mm(self) -> NDArray[np.float64]:
         """Middle of the lungs in RAS+ mm, (3,)."""
-        return apply_affine(self.affine, np.argwhere(self.in_lung)).mean(axis=0)
+        center: NDArray[np.float64] = apply_affine(self.affine, np.argwhere(self.in_lung)).mean(axis=0)
+        return center
 
 
 def _steps(spacing_mm: tuple[float, float, float]) -> tuple[int, int, int]:

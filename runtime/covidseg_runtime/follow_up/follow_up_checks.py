@@ -88,7 +88,7 @@ def _judge_dice(registration: Registration) -> Iterator[str]:
         )
     if dice < LEAST_LUNG_DICE:
         yield (
-            f"The lungs of the two scans do not match well (Dice {dice:.2f} after registration, one patient has "
+            f"The lungs of the two scans do not match well (Dice {dice:.3f} after registration, one patient has "
             f"{LEAST_LUNG_DICE:g} and more): are both of one patient? New, resolved and persistent lesions are "
             "unreliable."
         )
@@ -97,7 +97,9 @@ def _judge_dice(registration: Registration) -> Iterator[str]:
 def _warn_of_same_scan(scans: Pair) -> Iterator[str]:
     prior, current = (scan.volume for scan in scans)
     same_grid = prior.shape == current.shape and np.allclose(prior.affine, current.affine)
-    if same_grid and all(np.array_equal(a, b) for a, b in zip(planes(prior.voxels.T), planes(current.voxels.T))):
+    if same_grid and all(
+        np.array_equal(a, b) for a, b in zip(planes(prior.voxels.T), planes(current.voxels.T), strict=True)
+    ):
         yield "The prior and the current scan are the same CT: nothing can have changed."
 
 

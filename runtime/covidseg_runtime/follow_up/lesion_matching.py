@@ -1,4 +1,4 @@
-"""Which lesion of one scan is which of the other."""
+"""Which lesion of one scan is which of the other, judged on points about 2.5 mm apart."""
 
 from __future__ import annotations
 

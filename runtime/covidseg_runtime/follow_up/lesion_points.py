@@ -42,7 +42,7 @@ class LesionPoints:
         """Find the 26-connected infections of a label map (Z, Y, X)."""
         lesions = Lesions.of(labels.voxels, INFECTION)
         spacing_mm = labels.spacing_mm
-        voxel_ml = math.prod(spacing_mm) / 1000.0
+        voxel_ml = np.float64(math.prod(spacing_mm) / 1000.0)
         blocks = [max(1, round(POINTS_MM / mm)) for mm in spacing_mm]
         indices, voxels, lesion = _block_means(lesions, labels.shape, blocks)
         indices, voxels, lesion = _split_thick(indices, voxels, lesion, spacing_mm)
@@ -84,7 +84,7 @@ def _block_means(lesions: Lesions, shape: tuple[int, int, int], blocks: list[int
     counts = [math.ceil(n / block) for n, block in zip(shape, blocks, strict=True)]
     key = ((lesion * counts[0] + z // blocks[0]) * counts[1] + y // blocks[1]) * counts[2] + block_x
     _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    voxels = np.bincount(inverse, weights=end - begin)
+    voxels = np.bincount(inverse, weights=end - begin).astype(np.float64)
     means = [np.bincount(inverse, weights=(end - begin) * at) / voxels for at in (z, y, (begin + end - 1) / 2)]
     return np.stack(means, axis=1), voxels, lesion[first]
 

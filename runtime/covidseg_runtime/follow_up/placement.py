@@ -45,7 +45,7 @@ class Placement:
 
     def to_current(self, points: Points) -> Points:
         """Map (n, 3) points of the prior to the current scan, RAS+ mm; the inverse of `to_prior`."""
-        undeformed = apply_affine(np.linalg.inv(self.current_to_prior), points)
+        undeformed = apply_affine(inverted(self.current_to_prior), points)
         mapped = undeformed
         # A fixed point: a smooth displacement changes by much less than the distance it is looked up at.
         for _ in range(_INVERSION_STEPS):
@@ -64,6 +64,11 @@ def apply_affine(affine: Matrix, points: NDArray[Any]) -> Points:
     return np.asarray(points @ affine[:3, :3].T + affine[:3, 3], dtype=np.float64)
 
 
+def inverted(affine: Matrix) -> Matrix:
+    """The inverse of a (4, 4) matrix."""
+    return np.asarray(np.linalg.inv(affine), dtype=np.float64)
+
+
 def interpolate(field: NDArray[Any], affine: Matrix, points: Points) -> NDArray[np.float64]:
     """Values (n,) of a field (Z, Y, X) at (n, 3) points, linear; beyond its border as at the border.
 
@@ -74,7 +79,7 @@ def interpolate(field: NDArray[Any], affine: Matrix, points: Points) -> NDArray[
     """
     from scipy import ndimage
 
-    indices = apply_affine(np.linalg.inv(affine), points)
+    indices = apply_affine(inverted(affine), points)
     return np.asarray(
         ndimage.map_coordinates(field, indices.T, output=np.float64, order=1, mode="nearest"), dtype=np.float64
     )
@@ -88,6 +93,5 @@ def within_grid(shape: tuple[int, ...], affine: Matrix, points: Points) -> NDArr
         affine: (4, 4), its index to mm.
         points: In mm.
     """
-    indices = apply_affine(np.linalg.inv(affine), points)
-    inside: NDArray[np.bool_] = ((indices >= -0.5) & (indices <= np.array(shape) - 0.5)).all(axis=1)
-    return inside
+    indices = apply_affine(inverted(affine), points)
+    return np.asarray(np.all((indices >= -0.5) & (indices <= np.array(shape) - 0.5), axis=1), dtype=np.bool_)

@@ -26,9 +26,15 @@ METHOD = "affine on the lungs, then demons on the CT"
 
 # Shrinking and smoothing (mm) of each level of the affine registration.
 _LEVELS = ((2, 10.0), (1, 5.0))
+# Around the current lungs: what lies farther away is no lung in both scans, and costs time.
+_MARGIN_MM = 30.0
 _LARGEST_STEP_MM, _SMALLEST_STEP_MM, _MOST_STEPS = 2.0, 0.01, 200
-# Of a step where the direction turns: with the usual 0.5 the descent ends early, 5 mm from where it could be.
-_RELAXATION = 0.9
+# The mean over a box of which little is the lungs' border has a small gradient long before the lungs arrive:
+# SimpleITK's own limit, 1e-4, left a turned chest where it was. At none at all, as of a scan against itself, there is
+# no direction.
+_NO_GRADIENT = 1e-9
+# No lungs shrink to a tenth between two scans.
+_LEAST_VOLUME_RATIO = 0.1
 _DEMONS_STEPS = 40
 # SD in voxels of the blur that keeps the deformation smooth.
 _DEMONS_BLUR = 2.0
@@ -84,9 +90,9 @@ def register(prior: CoarseChest, current: CoarseChest) -> Registration:
         VolumeError: If the lungs of the two cannot be laid over each other.
     """
     try:
-        affine = Placement.of_matrix(_register_lungs(prior, current))
-        placement = _register_within(prior, current, affine)
-    except RuntimeError as error:  # SimpleITK has no other
+        affine = Placement.of_matrix(_register_lungs(prior, current.around_lungs(_MARGIN_MM)))
+        placement = _register_within(prior, current.around_lungs(_MARGIN_MM), affine)
+    except RuntimeError as error:  # SimpleITK raises no other
         raise VolumeError(
             "The prior could not be brought onto the current scan: their lungs do not come to lie over each other; "
             "give two chest CTs of one patient."
@@ -109,19 +115,24 @@ def register(prior: CoarseChest, current: CoarseChest) -> Registration:
 
 def _register_lungs(prior: CoarseChest, current: CoarseChest) -> Matrix:
     """(4, 4): RAS+ mm of the current scan to RAS+ mm of the prior."""
-    import SimpleITK as sitk
+    import SimpleITK
 
-    registration = sitk.ImageRegistrationMethod()
+    registration = SimpleITK.ImageRegistrationMethod()
     registration.SetNumberOfThreads(1)
     registration.SetMetricAsMeanSquares()
     registration.SetMetricSamplingStrategy(registration.NONE)
-    registration.SetInterpolator(sitk.sitkLinear)
-    registration.SetOptimizerAsRegularStepGradientDescent(_LARGEST_STEP_MM, _SMALLEST_STEP_MM, _MOST_STEPS, _RELAXATION)
+    registration.SetInterpolator(SimpleITK.sitkLinear)
+    registration.SetOptimizerAsRegularStepGradientDescent(
+        _LARGEST_STEP_MM,
+        _SMALLEST_STEP_MM,
+        _MOST_STEPS,
+        gradientMagnitudeTolerance=_NO_GRADIENT,
+    )
     registration.SetOptimizerScalesFromPhysicalShift()
     registration.SetShrinkFactorsPerLevel([shrink for shrink, _ in _LEVELS])
     registration.SetSmoothingSigmasPerLevel([sigma_mm for _, sigma_mm in _LEVELS])
     center = current.lung_center_mm
-    transform = sitk.AffineTransform(3)
+    transform = SimpleITK.AffineTransform(3)
     transform.SetCenter(center.tolist())
     transform.SetTranslation((prior.lung_center_mm - center).tolist())
     registration.SetInitialTransform(transform, inPlace=True)
@@ -129,12 +140,14 @@ def _register_lungs(prior: CoarseChest, current: CoarseChest) -> Matrix:
     matrix = np.eye(4)
     matrix[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
+    if not np.isfinite(matrix).all() or np.linalg.det(matrix[:3, :3]) < _LEAST_VOLUME_RATIO:
+        raise RuntimeError("the affine map collapsed")
     return matrix
 
 
 def _register_within(prior: CoarseChest, current: CoarseChest, affine: Placement) -> Placement:
-    """Add the deformation, on the current scan's coarse grid."""
-    import SimpleITK as sitk
+    """Add the deformation, on the grid of ``current``."""
+    import SimpleITK
 
     shape = current.lung.shape
     at = affine.to_prior(current.points_mm)
@@ -143,12 +156,12 @@ def _register_within(prior: CoarseChest, current: CoarseChest, affine: Placement
     seen = within_grid(prior.lung.shape, prior.affine, at).reshape(shape)
     # What the prior does not see pulls at nothing.
     moving = np.where(seen, _painted(hu, infection), fixed)
-    demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
+    demons = SimpleITK.FastSymmetricForcesDemonsRegistrationFilter()
     demons.SetNumberOfThreads(1)
     demons.SetNumberOfIterations(_DEMONS_STEPS)
     demons.SetStandardDeviations(_DEMONS_BLUR)
     field = demons.Execute(_image(fixed, current.affine), _image(moving, current.affine))
-    displacement_mm = np.asarray(sitk.GetArrayFromImage(field), dtype=np.float64)
+    displacement_mm = np.asarray(SimpleITK.GetArrayFromImage(field), dtype=np.float64)
     return Placement(affine.current_to_prior, displacement_mm, current.affine)
 
 
@@ -172,11 +185,11 @@ def _lung_dice(prior: CoarseChest, current: CoarseChest, placement: Placement) -
 
 def _image(field: NDArray[Any], affine: Matrix) -> SimpleITK.Image:
     """A field (Z, Y, X) as SimpleITK holds it, x first."""
-    import SimpleITK as sitk
+    import SimpleITK
 
     columns = affine[:3, 2::-1]
     spacing_mm = np.linalg.norm(columns, axis=0)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(field, dtype=np.float32))
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(field, dtype=np.float32))
     image.SetSpacing(spacing_mm.tolist())
     image.SetOrigin(affine[:3, 3].tolist())
     image.SetDirection((columns / spacing_mm).ravel().tolist())

@@ -17,11 +17,11 @@ from covidseg_runtime.errors import VolumeError
 from covidseg_runtime.measures import INFECTION
 from covidseg_runtime.report import REPORT_SCHEMA_VERSION
 from covidseg_runtime.same_grid import on_grid_of
-from covidseg_runtime.spooling import planes
 from covidseg_runtime.volume import Volume
 from covidseg_runtime.volume_files import read_label_map
 
 _SECTIONS = ("software", "model", "engine", "scan", "measures", "uncertainty", "warnings", "timings_s")
+_KEYS = {"scan": ("file", "shape", "spacing_mm"), "measures": ("lung_volume_ml", "infection_volume_ml")}
 _SPACING_MM = 1e-3
 # Volumes are written with three digits.
 _SHARE, _ML = 1e-3, 2e-3
@@ -56,17 +56,27 @@ def read_report(path: Path) -> SavedReport:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise VolumeError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # JSON, and Unicode within it
+    except (ValueError, RecursionError) as error:  # JSON, and Unicode within it
         raise VolumeError(f"{path.name} is no JSON ({error}); give the report of `covidseg segment`.") from error
-    missing = [key for key in _SECTIONS if key not in content] if isinstance(content, dict) else list(_SECTIONS)
-    if missing:
-        raise VolumeError(f"{path.name} is no report of `covidseg segment`: it lacks {', '.join(missing)}.")
+    faulty = [key for key in _SECTIONS if not _is_section(content, key)]
+    if faulty:
+        raise VolumeError(
+            f"{path.name} is no report of `covidseg segment`: it lacks {', '.join(faulty)}, or they are no such thing."
+        )
     version = content.get("schema_version")
     if version != REPORT_SCHEMA_VERSION:
         raise VolumeError(
             f"{path.name} has schema version {version}, this covidseg knows {REPORT_SCHEMA_VERSION}: segment again."
         )
     return SavedReport(content, path.name)
+
+
+def _is_section(content: object, key: str) -> bool:
+    if not isinstance(content, dict) or key not in content:
+        return False
+    if key == "warnings":
+        return isinstance(content[key], list)
+    return isinstance(content[key], dict) and set(_KEYS.get(key, ())) <= content[key].keys()
 
 
 def read_labels(path: Path, scan: Volume) -> NDArray[np.uint8]:
@@ -76,22 +86,17 @@ def read_labels(path: Path, scan: Volume) -> NDArray[np.uint8]:
         VolumeError: If it lies on another grid, or holds labels that covidseg does not know.
     """
     labels = on_grid_of(scan, read_label_map(path), reference_name="scan", name=f"label map {path.name}")
-    unknown = sorted(set(np.flatnonzero(_count(labels)).tolist()) - set(LABELS))
+    unknown = sorted(set(np.unique(labels).tolist()) - set(LABELS))
     if unknown:
         raise VolumeError(f"{path.name} holds labels {unknown[:5]}; covidseg knows {dict(LABELS)}.")
     return labels.astype(np.uint8, copy=False)
 
 
-def judge_report(report: SavedReport, scan: Volume, labels: NDArray[np.uint8]) -> None:
-    """Refuse a report of another scan or of other labels, as far as that can be told.
-
-    Args:
-        report: The report.
-        scan: The scan it is said to be of.
-        labels: (X, Y, Z), the labels it is said to be of.
+def judge_report(report: SavedReport, scan: Volume) -> None:
+    """Refuse a report of another scan, as far as that can be told.
 
     Raises:
-        VolumeError: If shape, voxel size or volumes differ.
+        VolumeError: If shape or voxel size differ.
     """
     written = report.content["scan"]
     if list(written["shape"]) != list(scan.shape):
@@ -100,23 +105,26 @@ def judge_report(report: SavedReport, scan: Volume, labels: NDArray[np.uint8]) -
         raise VolumeError(
             f"{report.name} is of a scan with voxels of {written['spacing_mm']} mm, not of {list(scan.spacing_mm)}."
         )
-    measures = report.content["measures"]
-    counts = _count(labels)
+
+
+def tell_altered(report: SavedReport, scan: Volume, labels: NDArray[np.uint8]) -> dict[str, Any]:
+    """The report's content, with a warning in front where the labels are not those that were measured.
+
+    Args:
+        report: The report.
+        scan: The scan it is of.
+        labels: (X, Y, Z), the labels that are shown.
+    """
+    measures, warnings = report.content["measures"], list(report.content["warnings"])
+    counts = np.bincount(labels.ravel(order="K"), minlength=len(LABELS))
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000.0
     found = {"infection": counts[INFECTION] * voxel_ml, "lung": counts[1:].sum() * voxel_ml}
-    told = {"infection": measures["infection_volume_ml"]["whole"], "lung": measures["lung_volume_ml"]["whole"]}
     for what, found_ml in found.items():
-        told_ml = told[what]
+        told_ml = measures[f"{what}_volume_ml"]["whole"]
         if told_ml is not None and not math.isclose(told_ml, found_ml, rel_tol=_SHARE, abs_tol=_ML):
-            raise VolumeError(
-                f"{report.name} tells of {told_ml:.3f} mL {what}, the labels hold {found_ml:.3f} mL: it is the report "
-                "of another label map."
+            warnings.insert(
+                0,
+                f"The label map holds {found_ml:.2f} mL of {what}, its report says {told_ml:.2f} mL: the numbers are "
+                "those of the report, the picture is that of the label map.",
             )
-
-
-def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Voxels of each value, (256,), slice by slice: all at once would be counted in a copy eight times as large."""
-    counts = np.zeros(256, np.int64)
-    for plane in planes(labels.T):
-        counts += np.bincount(plane.ravel(), minlength=256)
-    return counts
+    return {**report.content, "warnings": warnings}

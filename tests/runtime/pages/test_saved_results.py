@@ -14,7 +14,7 @@ from scan_results import phantom_report, phantom_volume
 
 from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.errors import VolumeError
-from covidseg_runtime.pages.saved_results import judge_report, read_labels, read_report
+from covidseg_runtime.pages.saved_results import judge_report, read_labels, read_report, tell_altered
 from covidseg_runtime.volume import Volume, to_orientation
 
 
@@ -40,7 +40,8 @@ def test_the_report_of_the_scan_and_its_labels_is_taken(tmp_path: Path, content:
     report = read_report(_written(tmp_path, content))
     assert report.content == content
     assert report.window_hu is None
-    judge_report(report, phantom_volume(), phantom_labels())
+    judge_report(report, phantom_volume())
+    assert tell_altered(report, phantom_volume(), phantom_labels()) == content
 
 
 def test_the_window_of_grey_levels_comes_back(tmp_path: Path, content: dict[str, Any]) -> None:
@@ -53,7 +54,7 @@ def test_the_window_of_grey_levels_comes_back(tmp_path: Path, content: dict[str,
     [
         ("{", "is no JSON"),
         ("[]", "is no report of `covidseg segment`: it lacks software, model"),
-        ('{"scan": {}}', "it lacks software, model, engine, measures"),
+        ('{"scan": {}}', "it lacks software, model, engine, scan, measures"),
     ],
 )
 def test_what_is_no_report_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -83,8 +84,6 @@ def test_a_later_schema_is_refused(tmp_path: Path, content: dict[str, Any]) -> N
     [
         ({"scan": {"shape": [28, 36, 45]}}, "is of a scan of shape"),
         ({"scan": {"spacing_mm": [2.0, 1.5, 1.6]}}, "with voxels of"),
-        ({"measures": {"infection_volume_ml": {"whole": 1.327}}}, "tells of 1.327 mL infection, the labels hold 1.323"),
-        ({"measures": {"lung_volume_ml": {"whole": 45.0}}}, "mL lung, the labels hold"),
     ],
 )
 def test_the_report_of_something_else_is_refused(
@@ -93,14 +92,33 @@ def test_the_report_of_something_else_is_refused(
     for section, values in change.items():
         content[section].update(values)
     with pytest.raises(VolumeError, match=message):
-        judge_report(read_report(_written(tmp_path, content)), phantom_volume(), phantom_labels())
+        judge_report(read_report(_written(tmp_path, content)), phantom_volume())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"infection_volume_ml": {"whole": 1.327}}, "holds 1.32 mL of infection, its report says 1.33 mL"),
+        ({"lung_volume_ml": {"whole": 45.0}}, "mL of lung, its report says 45.00 mL"),
+    ],
+)
+def test_a_report_on_other_labels_is_told_in_its_first_warning(
+    tmp_path: Path, content: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    content["measures"].update(change)
+    content["warnings"] = ["another"]
+    told = tell_altered(read_report(_written(tmp_path, content)), phantom_volume(), phantom_labels())
+    first, last = told["warnings"]
+    assert message in first
+    assert last == "another"
 
 
 def test_where_no_lungs_are_labelled_only_infection_is_held_against_the_report(
     tmp_path: Path, content: dict[str, Any]
 ) -> None:
     content["measures"]["lung_volume_ml"] = {"whole": None, "left": None, "right": None}
-    judge_report(read_report(_written(tmp_path, content)), phantom_volume(), phantom_labels())
+    report = read_report(_written(tmp_path, content))
+    assert tell_altered(report, phantom_volume(), phantom_labels())["warnings"] == content["warnings"]
 
 
 def test_labels_come_in_the_order_of_the_scan(tmp_path: Path) -> None:

@@ -1,221 +1,332 @@
-"""The page of one scan says what was found, how sure that is, and how it came about."""
+"""The page of a scan says what its report says, why a number is missing, and what changed since an earlier scan."""
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
+import copy
 import re
-from html.parser import HTMLParser
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
-from phantom import phantom_labels
-from scan_results import made_up_follow_up, phantom_report, phantom_volume
+from demo_page import DemoPage
+from numpy.typing import NDArray
+from page_text import section_of, words_of
 
-from covidseg_runtime.bundle import load_bundle
-from covidseg_runtime.pages.scan_page import render_scan_page, slice_from_feet
-from covidseg_runtime.volume import to_orientation
+from covidseg_runtime.errors import VolumeError
+from covidseg_runtime.measures import measure
+from covidseg_runtime.pages.page import data_url
+from covidseg_runtime.pages.scan_page import MOST_LESIONS, render_scan_page
+from covidseg_runtime.preview import render_preview
+from covidseg_runtime.report import LIMITS, NOTICE, plain_json
+from covidseg_runtime.volume import Volume, to_orientation
+
+FOLLOW_UP: dict[str, Any] = {
+    "schema_version": 1,
+    "days": 9,
+    "infection_ml": {"prior": 40.0, "current": 52.5, "delta": 12.5, "delta_percent": 31.2},
+    "infection_percent": {"prior": 1.0, "current": 1.3, "delta": 0.3},
+    "ground_glass_ml": {"prior": 30.0, "current": 21.0, "delta": -9.0, "delta_percent": -30.0},
+    "consolidation_ml": {"prior": 0.0, "current": 31.5, "delta": 31.5, "delta_percent": None},
+    "lung_ml": {"prior": None, "current": 4200.0, "delta": None, "delta_percent": None},
+    "lesions": {
+        "new": {"count": 2, "current_ml": 5.25},
+        "resolved": {"count": 1, "prior_ml": 3.5},
+        "persistent": {"count": 3, "prior_ml": 36.5, "current_ml": 47.25, "delta_ml": 10.75},
+    },
+    "lesion_list": [
+        {
+            "change": "persistent",
+            "prior_ml": 30.0,
+            "current_ml": 41.5,
+            "delta_ml": 11.5,
+            "prior_lesions": 2,
+            "current_lesions": 1,
+            "center_mm": [61.0, -20.0, 80.0],
+        },
+        {
+            "change": "resolved",
+            "prior_ml": 3.5,
+            "current_ml": 0.0,
+            "delta_ml": -3.5,
+            "prior_lesions": 1,
+            "current_lesions": 0,
+            "center_mm": [-61.0, 20.0, -80.0],
+        },
+    ],
+    "registration": {"method": "affine of the lungs", "lung_dice": 0.957, "translation_mm": [1.0, -2.5, 3.0]},
+    "prior": {"file": "<earlier>.nii.gz"},
+    "warnings": ["The earlier scan's slices are 8 mm apart."],
+    "rule": "Lesions are matched where they overlap.",
+}
+Small = Callable[[NDArray[np.uint8]], tuple[Volume, NDArray[np.uint8], dict[str, Any]]]
 
 
 @pytest.fixture
-def report(tiny_bundle: Path) -> dict[str, Any]:
-    """The report on the phantom."""
-    return phantom_report(load_bundle(tiny_bundle))
+def small(demo: DemoPage) -> Small:
+    """A report on labels drawn by hand, (X, Y, Z): the demo's, but for the measures."""
+
+    def described(labels: NDArray[np.uint8]) -> tuple[Volume, NDArray[np.uint8], dict[str, Any]]:
+        affine = np.diag((-2.0, -2.0, 2.0, 1.0))
+        hu = np.full(labels.shape, -600, np.int16)
+        hu[:, :, 6] = -100
+        volume = Volume(hu, affine)
+        report = copy.deepcopy(demo.report)
+        spl = to_orientation(volume, "SPL")
+        labels_spl = to_orientation(Volume(labels, affine), "SPL").voxels
+        report["measures"] = plain_json(asdict(measure(labels_spl, spl.voxels, spl.spacing_mm)))
+        return volume, labels, report
+
+    return described
 
 
-_BLOCKS = frozenset(("td", "th", "dt", "dd", "li", "p", "h1", "h2", "h3", "caption", "summary"))
+def _lungs() -> NDArray[np.uint8]:
+    labels = np.zeros((40, 30, 20), np.uint8)
+    labels[4:16, 4:26, 2:18], labels[24:36, 4:26, 2:18] = 2, 1
+    return labels
 
 
-class _Text(HTMLParser):
-    """What a reader sees, and the elements left open."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in {"meta", "input", "img"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        if tag in _BLOCKS:
-            self.words.append(" ")
-
-    def handle_data(self, data: str) -> None:
-        if not {"script", "style", "title"} & set(self.open):
-            self.words.append(data)
+def _tenths(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
 
 
-def _text(page: bytes) -> str:
-    parser = _Text()
-    parser.feed(page.decode())
-    assert parser.open == [], "every element is closed in its order"
-    return " ".join("".join(parser.words).split())
+# The demo scan
 
 
-def _page(report: dict[str, Any], **more: Any) -> str:
-    return _text(render_scan_page(phantom_volume(), phantom_labels(), report, **more))
-
-
-def test_the_page_says_what_was_found(report: dict[str, Any]) -> None:
-    text = _page(report)
-    # 45.36 mL of lung of which 6 x 7 x 7 voxels of 4.5 mm3 are infected, all in the left lung, all at -300 HU.
-    for words in (
-        "Research use only. Not a medical device.",
-        "Infection on chest CT ct.nii.gz",
-        "network tiny 1.2.3",
-        "1.3 mL 1.3 mL 0.0 mL",
-        "Ground glass Infected voxels below −300 HU. 0.0 mL 0.0 %",
-        "Consolidation Infected voxels of −300 HU and above;",
-        "vessels within an infection count too. 1.3 mL 100.0 %",
-        "Mean density of the infection Over all infected voxels. −300 HU",
-        "1 Show left 1.3 mL 100.0 % −300 HU 11 of 28",
-        "CT grade CT-1",
-        "not given: needs the five lobes",
-        "Opacities are not specific to COVID-19",
-        "experts who outline the same infections agree with each other at Dice 0.70 (Bartoli 2022)",
-        "probabilities are not calibrated",
-        "fewer than five held-out cases",
-        "the patient's right (R) is on the left",
-        "BSD 2-Clause License",
+def test_every_measure_of_the_report_stands_in_the_tables(demo: DemoPage) -> None:
+    measures, words = demo.report["measures"], section_of(demo.page, "measures")
+    for name, key, unit in (
+        ("A lung includes the infection in it.", "lung_volume_ml", "mL"),
+        ("An infected voxel belongs to the lung whose voxels are nearest.", "infection_volume_ml", "mL"),
+        ("Infection / lung volume.", "infection_percent", "%"),
     ):
-        assert words in text, words
+        values = " ".join(f"{_tenths(measures[key][side])} {unit}" for side in ("whole", "left", "right"))
+        assert f"{name} {values}" in words
+    for key in ("ground_glass_ml", "consolidation_ml"):
+        share = 100 * measures[key] / measures["infection_volume_ml"]["whole"]
+        assert f"{measures[key]:.1f} mL {share:.1f} %" in words
+    for key in ("mean_infection_hu", "mean_lung_hu"):
+        assert f"−{-measures[key]:.0f} HU" in words  # noqa: RUF001 - the minus of print
+    assert f"hang together by side, edge or corner of a voxel. {measures['lesion_count']}" in words
+    assert "Infections of 0.05 mL or more" in words
 
 
-def test_the_origin_names_model_engine_settings_and_the_command(report: dict[str, Any]) -> None:
-    report["settings"] = {"min_lesion_ml": 0.2, "quality": "balanced", "window_hu": [-1250.0, 250.0]}
-    report["scan"]["window_hu"] = [-1250.0, 250.0]
-    text = _page(report)
-    for sha256 in report["model"]["files"].values():
-        assert sha256 in text
-    assert "Smallest lesion kept 0.2 mL" in text
-    assert "balanced (step 0.5; 60 tiles of 16 × 16 × 16 voxels)" in text
-    assert "grey levels of the window from -1250 to 250 HU; what lay outside is lost" in text
-    assert (
-        "covidseg segment ct.nii.gz --model tiny --engine fake-pointwise --precision f32 --quality balanced "
-        "--min-lesion-ml 0.2 --window=-1250,250"
-    ) in text
+def test_the_cards_hold_the_same_numbers(demo: DemoPage) -> None:
+    measures, words = demo.report["measures"], words_of(demo.page)
+    share, lungs = measures["infection_percent"]["whole"], measures["lung_volume_ml"]["whole"]
+    assert f"Infected share of the lungs {share:.1f} % of {lungs:.0f} mL" in words
+    worse = max(measures["infection_percent"]["left"], measures["infection_percent"]["right"])
+    assert 0 < worse <= 25
+    assert "CT grade CT-1 by the share of the worse lung" in words
 
 
-def test_of_dicom_the_command_names_the_series(report: dict[str, Any]) -> None:
-    report["scan"]["file"] = "1.2.840.1"
-    assert "covidseg segment FOLDER --series 1.2.840.1 --model" in _page(report)
+def test_the_range_stands_with_the_cases_it_comes_from(demo: DemoPage) -> None:
+    found = demo.report["uncertainty"]["infection_volume_ml"]
+    words = words_of(demo.page)
+    low, high = f"{found['low_ml']:.1f}", f"{found['high_ml']:.1f} mL"
+    assert f"{low} to {high}, as 80% of {found['cases']} held-out cases" in words
+    doubts = section_of(demo.page, "doubts")
+    assert f"Infection of {found['low_ml']:.1f} mL to {high}" in doubts
+    assert f"on {found['cases']} cases that were held out from training" in doubts
 
 
-def test_warnings_come_before_every_number(report: dict[str, Any]) -> None:
-    report["warnings"] = ["Slices are missing.", "The <scan> is odd."]
-    text = _page(report)
-    assert text.index("Warnings Slices are missing. The <scan> is odd.") < text.index("1.3 mL")
-    report["warnings"] = []
-    assert "Warning" not in _page(report)
+def test_warnings_come_before_every_number(demo: DemoPage) -> None:
+    (warning,) = demo.report["warnings"]
+    words = words_of(demo.page)
+    assert words.index(f"Warning {warning}") < words.index("Infected share of the lungs")
+    report = {**demo.report, "warnings": [warning, "<b>Second</b>."]}
+    assert f"Warnings {warning} <b>Second</b>." in words_of(render_scan_page(demo.volume, demo.labels, report))
 
 
-def test_the_range_and_the_temperature_are_told(report: dict[str, Any]) -> None:
-    report["uncertainty"] = {
-        "infection_volume_ml": {"low_ml": 0.9, "high_ml": 2.5, "cases": 8, "share": 0.8},
-        "probability": {"temperature": 1.697, "cases": 6},
-    }
-    text = _page(report)
-    assert "Infection 1.3 mL 0.9 to 2.5 mL, as 80% of 8 held-out cases" in text
-    assert "middle 80 % of the ratios of reference to prediction on 8 cases" in text
-    assert "divided by the temperature 1.70, fitted on 6 cases" in text
+def test_it_says_what_it_is_not(demo: DemoPage) -> None:
+    words = words_of(demo.page)
+    assert words.count(NOTICE) == 2
+    assert LIMITS in section_of(demo.page, "doubts")
+    assert "not checked by a physician" in words
 
 
-@pytest.mark.parametrize("name", ["</script><script>alert(1)</script>.nii.gz", 'Müller" onload="x.nii', "-->&lt;.nii"])
-def test_a_file_name_is_only_a_name(report: dict[str, Any], name: str) -> None:
-    report["scan"]["file"] = name
-    page = render_scan_page(phantom_volume(), phantom_labels(), report)
-    assert name in _text(page)
-    assert page.count(b"<script") == 1 + 3  # NiiVue holds the word once; settings, NiiVue and the viewer are elements
-    assert b"alert(1)</script>" not in page
-    assert not re.search(rb"<[^>]*\sonload=", page.partition(b'<script type="application/json"')[0])
+def test_the_model_is_named_with_the_sha256_of_its_files(demo: DemoPage) -> None:
+    words = section_of(demo.page, "origin")
+    model = demo.report["model"]
+    assert f"{model['name']} {model['version']}" in words
+    assert len(model["files"]) >= 2
+    for name, sha256 in model["files"].items():
+        assert f"SHA-256 of {name} {sha256}" in words
 
 
-def test_the_viewer_gets_the_volumes_where_they_are(report: dict[str, Any]) -> None:
-    page = render_scan_page(phantom_volume(), phantom_labels(), report).decode()
-    found = re.search(r'<script type="application/json" id="viewer-settings">(.*?)</script>', page)
-    assert found is not None
-    settings = json.loads(found[1])
-    labels = nibabel.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(settings["labels"])))
-    x, y, z, _ = np.rint(np.linalg.inv(labels.affine) @ (*settings["start_mm"], 1.0)).astype(int)
-    assert np.asarray(labels.dataobj)[x, y, z] == 3, "it begins in the largest lesion"
-    assert settings["slices"] == [44, 36, 28]
-    assert settings["colours"] == {"1": [60, 140, 255], "2": [60, 220, 120], "3": [255, 50, 40]}
-
-
-def test_the_page_is_the_same_whatever_the_order_of_axes(report: dict[str, Any]) -> None:
-    volume = phantom_volume()
-    turned = to_orientation(volume, "LPS")
-    labels = to_orientation(type(volume)(phantom_labels(), volume.affine), "LPS").voxels
-    assert render_scan_page(turned, labels, report) == render_scan_page(volume, phantom_labels(), report)
-
-
-def test_without_infection_the_page_says_so(report: dict[str, Any]) -> None:
-    measures = report["measures"]
-    nothing = {"whole": 0.0, "left": 0.0, "right": 0.0}
-    measures.update(
-        infection_volume_ml=nothing,
-        infection_percent=nothing,
-        ground_glass_ml=0.0,
-        consolidation_ml=0.0,
-        mean_infection_hu=None,
-        lesion_count=0,
+def test_the_command_repeats_what_the_report_tells(demo: DemoPage) -> None:
+    engine = demo.report["engine"]
+    command = (
+        f"covidseg segment {demo.report['scan']['file']} --model {demo.report['model']['name']} "
+        f"--engine {engine['name']} --device {engine['device']} --precision {engine['precision']} --quality fast "
+        f"--threads {engine['threads']} --min-lesion-ml 0.05"
     )
-    text = _text(render_scan_page(phantom_volume(), np.minimum(phantom_labels(), 2), report))
-    assert "No infection was found." in text
-    assert "CT-0" in text
-    assert "no infection found" in text
+    assert command in section_of(demo.page, "origin")
 
 
-def test_lobes_give_the_scores_of_five_lobes(report: dict[str, Any]) -> None:
-    labels = phantom_labels()
-    lobes = np.zeros_like(labels)
-    lobes[labels == 2] = 5
-    lobes[:10][labels[:10] == 2] = 4
-    lobes[:8][labels[:8] == 2] = 3
-    lobes[labels == 1] = 1
-    lobes[:10][labels[:10] == 1] = 2
-    lobes[labels == 3] = 0
-    text = _page(report, lobes=lobes)
-    assert "not given" not in text
-    # Of a slice of the left lung (280 voxels) 49 are infected: 2 of 4 slices of the lower lobe (8.8 %), 4 of 12 of the
-    # upper one (5.8 %).
-    assert "CT severity score 4 of 25" in text
-    assert "Total severity score 2 of 20" in text
-    assert "By lobe, as labelled by another tool" in text
+def test_seconds_of_every_step_and_their_sum_are_told(demo: DemoPage) -> None:
+    words, timings = section_of(demo.page, "origin"), demo.report["timings_s"]
+    for step, seconds in timings.items():
+        assert f"{step.replace('_', ' ')} {seconds:.2f} s" in words
+    assert f"sum {sum(timings.values()):.2f} s" in words
 
 
-def test_a_change_since_an_earlier_scan_has_its_own_section(report: dict[str, Any]) -> None:
-    text = _page(report, follow_up=made_up_follow_up())
-    for words in (
-        "Earlier scan: earlier.nii.gz, 12 days before.",
-        "Warning on the comparison The lungs differ by 30 %: another breath.",
-        "Infection 40.0 mL 50.0 mL +10.0 mL +25.0 %",
-        "1 new: 3.0 mL",
-        "1 resolved: 6.0 mL before",
-        "1 persistent: 34.0 mL before, 47.0 mL now (+13.0 mL)",
-        "persistent 2 before, 1 now Show 34.0 mL 47.0 mL +13.0 mL 12 of 28",
-        "resolved Show 6.0 mL none −6.0 mL 1 of 28",
-        "new Show none 3.0 mL +3.0 mL 1 of 28",
-        "Lesions that touch are one.",
-        "Brought together by affine of the lungs",
-        "Overlap of the lungs Dice 0.951 after the affine part",
-        "Shift 13 mm",
+def test_as_many_lesions_are_listed_as_were_counted(demo: DemoPage) -> None:
+    count = demo.report["measures"]["lesion_count"]
+    assert 1 < count <= MOST_LESIONS
+    html = demo.page.decode()
+    assert re.findall(r'aria-label="Show lesion (\d+)"', html) == [str(number + 1) for number in range(count)]
+    assert "Largest first." in section_of(demo.page, "lesions")
+
+
+def test_each_listed_place_lies_in_the_infection(demo: DemoPage) -> None:
+    places = re.findall(r'data-mm="([^"]*)"', demo.page.decode())
+    to_voxels = np.linalg.inv(demo.volume.affine)
+    for place in places:
+        voxel = np.rint(to_voxels @ (*map(float, place.split(",")), 1.0))[:3].astype(int)
+        assert demo.labels[tuple(voxel)] == 3
+
+
+def test_the_picture_is_that_of_the_preview(demo: DemoPage) -> None:
+    assert f'<img src="{data_url(render_preview(demo.volume, demo.labels), "image/png")}"' in demo.page.decode()
+
+
+def test_the_page_weighs_less_than_10_mb_and_is_the_same_each_time(demo: DemoPage) -> None:
+    assert len(demo.page) < 10_000_000
+    assert render_scan_page(demo.volume, demo.labels, demo.report) == demo.page
+
+
+def test_nothing_is_loaded_from_anywhere(demo: DemoPage) -> None:
+    html = re.sub(r"<script\b.*?</script>", "", demo.page.decode(), flags=re.DOTALL)
+    assert not re.search(r"(src|href|action)\s*=\s*[\"']?\s*(https?:)?//", html)
+
+
+# What is missing
+
+
+def test_a_model_without_lungs_has_no_share_and_no_zero_in_its_place(small: Small) -> None:
+    labels = np.zeros((40, 30, 20), np.uint8)
+    labels[10:14, 10:14, 5:9] = 3
+    volume, labels, report = small(labels)
+    nothing = {"whole": None, "left": None, "right": None}
+    report["measures"] |= {"lung_volume_ml": nothing, "infection_percent": nothing, "mean_lung_hu": None}
+    report["measures"]["infection_volume_ml"] |= {"left": None, "right": None}
+    page = render_scan_page(volume, labels, report)
+    words = section_of(page, "measures")
+    assert words.count("unknown: the model labels no lungs") == 3 + 3 + 1
+    assert not re.search(r"(?<![\d.])0(\.0)? (mL|%)", words_of(page))
+    assert "Infected share of the lungs unknown" in words_of(page)
+    assert "not given: needs both lungs; the left and the right lung has no volume here" in words_of(page)
+
+
+def test_a_lung_that_is_missing_is_told_and_has_no_share(small: Small) -> None:
+    labels = _lungs()
+    labels[labels == 1] = 0
+    labels[8:10, 8:10, 8:10] = 3
+    page = render_scan_page(*small(labels))
+    assert "Infection / lung volume. 0.2 % no lung found 0.2 %" in section_of(page, "measures")
+    assert "CT grade not given" in words_of(page)
+    assert "needs both lungs; the left lung has no volume here" in words_of(page)
+
+
+def test_without_infection_there_is_no_density_of_it(small: Small) -> None:
+    page = render_scan_page(*small(_lungs()))
+    words = section_of(page, "measures")
+    assert words.count("no infection found") == 3  # two shares, one density
+    assert "Infected voxels below −300 HU. 0.0 mL no infection found" in words  # noqa: RUF001 - the minus of print
+    assert section_of(page, "lesions") == "Lesions No infection was found."
+    assert "CT grade CT-0" in words_of(page)
+
+
+def test_a_range_that_is_unknown_is_told(small: Small) -> None:
+    volume, labels, report = small(_lungs())
+    report["uncertainty"] = {"infection_volume_ml": None, "probability": {"temperature": 1.0, "cases": 0}}
+    words = words_of(render_scan_page(volume, labels, report))
+    assert "range unknown: fewer than five cases were held out" in words
+    assert "The network's probabilities are not calibrated (temperature 1)." in words
+
+
+def test_a_hostile_name_stays_text(small: Small) -> None:
+    volume, labels, report = small(_lungs())
+    report["scan"]["file"] = "<script>alert(1)</script>\"'&ü.nii.gz"
+    html = render_scan_page(volume, labels, report).decode()
+    assert "<script>alert" not in html
+    assert words_of(re.findall(r"<h1>.*?</h1>", html, re.DOTALL)[0]).endswith("<script>alert(1)</script>\"'&ü.nii.gz")
+
+
+def test_more_lesions_than_are_listed_are_told(small: Small) -> None:
+    labels = _lungs()
+    for number in range(MOST_LESIONS + 5):
+        labels[5 + 2 * (number % 5), 5 + 4 * (number // 5), 5] = 3
+    page = render_scan_page(*small(labels))
+    assert f"The largest {MOST_LESIONS} of {MOST_LESIONS + 5}." in section_of(page, "lesions")
+
+
+def test_labels_of_another_shape_are_refused(small: Small) -> None:
+    volume, labels, report = small(_lungs())
+    with pytest.raises(VolumeError, match="labels have shape"):
+        render_scan_page(volume, labels[:-1], report)
+
+
+# What changed
+
+
+def test_the_change_is_told_with_its_sign_or_why_there_is_none(small: Small) -> None:
+    words = section_of(render_scan_page(*small(_lungs()), FOLLOW_UP), "change")
+    assert "Earlier scan: <earlier>.nii.gz , 9 days before." in words
+    for row in (
+        "Infection 40.0 mL 52.5 mL +12.5 mL +31.2 %",
+        "Infected share of the lung 1.0 % 1.3 % +0.3 points a share: see the points",
+        "Ground glass 30.0 mL 21.0 mL −9.0 mL −30.0 %",  # noqa: RUF001 - the minus of print
+        "Consolidation 0.0 mL 31.5 mL +31.5 mL none before",
+        "Lung volume unknown 4200 mL unknown unknown",
     ):
-        assert words in text, words
-    assert "Change since the earlier scan" not in _page(report)
-    unknown = {**made_up_follow_up(), "days": None}
-    assert "the days between the two are not known" in _page(report, follow_up=unknown)
+        assert row in words
 
 
-def test_slices_are_counted_from_the_feet() -> None:
-    volume = phantom_volume()
-    assert slice_from_feet(volume, (0.0, 0.0, -250.0)) == "1 of 28"
-    assert slice_from_feet(volume, (0.0, 0.0, -250.0 + 2 * 27)) == "28 of 28"
-    assert slice_from_feet(to_orientation(volume, "LPI"), (0.0, 0.0, -250.0)) == "1 of 28"
+def test_new_resolved_and_persistent_lesions_are_counted_and_listed(small: Small) -> None:
+    page = render_scan_page(*small(_lungs()), FOLLOW_UP)
+    words = section_of(page, "change")
+    assert "2 new : 5.2 mL" in words
+    assert "1 resolved : 3.5 mL before" in words
+    assert "3 persistent : 36.5 mL before, 47.2 mL now (+10.8 mL)" in words
+    assert "persistent 2 before, 1 now Show 30.0 mL 41.5 mL +11.5 mL 20 of 20" in words
+    assert "resolved Show 3.5 mL none −3.5 mL 1 of 20" in words  # noqa: RUF001 - the minus of print
+    assert 'data-mm="-61.0,20.0,-80.0"' in page.decode()
+
+
+def test_the_comparison_has_its_warnings_rule_and_registration(small: Small) -> None:
+    words = section_of(render_scan_page(*small(_lungs()), FOLLOW_UP), "change")
+    assert "Warning on the comparison The earlier scan's slices are 8 mm apart." in words
+    assert "Lesions are matched where they overlap." in words
+    assert "Overlap of the lungs Dice 0.957 after the affine part Shift 4 mm" in words
+
+
+def test_a_page_without_comparison_has_no_such_section(small: Small) -> None:
+    assert 'id="change"' not in render_scan_page(*small(_lungs())).decode()
+
+
+# What lobes add
+
+
+def test_lobes_give_the_two_sums_and_their_table(small: Small) -> None:
+    labels = _lungs()
+    # Right lung 12 × 22 × 16: upper half, then two quarters; left lung: two halves.
+    lobes = np.zeros_like(labels)
+    lobes[labels == 2], lobes[labels == 1] = 3, 1
+    lobes[4:16, 4:26, 2:6], lobes[4:16, 4:26, 6:10], lobes[24:36, 4:26, 2:10] = 4, 5, 2
+    labels[4:16, 4:26, 2:4] = 3  # half of the right middle lobe: 3 and 2 points
+    page = render_scan_page(*small(labels), lobes=lobes)
+    words = section_of(page, "severity")
+    assert "CT severity score 3 of 25" in words
+    assert "Total severity score 2 of 20" in words
+    # 12 × 22 × 4 voxels of 8 mm³, half of them infected.
+    assert "right middle 8.4 mL 4.2 mL 50.0 %" in words
+    assert "left upper 16.9 mL 0.0 mL 0.0 %" in words
+
+
+def test_without_lobes_the_sums_say_what_they_need(demo: DemoPage) -> None:
+    words = section_of(demo.page, "severity")
+    assert words.count("not given: needs the five lobes, which covidseg does not label") == 2
+    assert "By lobe" not in words
