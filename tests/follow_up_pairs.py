@@ -26,11 +26,11 @@ FATES = ("new", "resolved", "grown", "shrunk", "same")
 APART_MM = 12.0
 SMALLEST_ML = 1.0
 # A grown lesion had, and a shrunk one has, what lies deeper in it than this.
-RIM_MM = 2.0
+RIM_MM = 3.0
 # Many, and spread over the lungs: those that lie near each other share a fate.
 MANY_LESIONS = SimulationSettings(
-    lesion_count=(20, 20),
-    total_ml=(150.0, 150.0),
+    lesion_count=(16, 16),
+    total_ml=(250.0, 250.0),
     peripheral_mm=60.0,
     basal=0.0,
     posterior=0.0,
@@ -122,32 +122,37 @@ def simulated_pair(scan: LabelledScan, seed: int, settings: SimulationSettings =
 
     Both scans lie on the grid of the given one, turned to (Z, Y, X).
     """
-    turned, labels = scan.turned, scan.turned_labels.voxels
+    turned, labels, mm = scan.turned, scan.turned_labels.voxels, scan.turned.spacing_mm
     hu = np.rint(turned.voxels).astype(np.int16)
+    (box,) = ndimage.find_objects((labels > 0).astype(np.uint8))
     rng = np.random.default_rng(seed)
-    full = simulate_infection(hu, labels, turned.spacing_mm, rng, settings)
-    drawn = full.lesion & (labels != EXISTING_INFECTION)
-    lesions, fates = _give_fates(drawn, labels == EXISTING_INFECTION, turned.spacing_mm, rng)
-    core = ndimage.distance_transform_edt(drawn, sampling=turned.spacing_mm) > RIM_MM
-    cores_ml = np.bincount(lesions[core], minlength=len(fates) + 1)[1:] * np.prod(turned.spacing_mm) / 1000.0
-    # What is all rim would be new, or gone.
-    fates = [
-        "same" if ml < SMALLEST_ML / 2 and fate in ("grown", "shrunk") else fate
-        for fate, ml in zip(fates, cores_ml, strict=True)
+    own = labels[box] == EXISTING_INFECTION
+    full = simulate_infection(hu[box], labels[box], mm, rng, settings)
+    drawn = full.lesion & ~own
+    core = ndimage.distance_transform_edt(drawn, sampling=mm) > RIM_MM
+    lesions, fates = _give_fates(drawn, own, mm, rng)
+    fates = _without_empty_cores(fates, lesions, core, mm)
+    presences = (
+        _present(lesions, fates, core, whole=("resolved", "shrunk", "same"), cored=("grown",)),
+        _present(lesions, fates, core, whole=("new", "grown", "same"), cored=("shrunk",)),
+    )
+    scans = []
+    for which, present in zip(("prior", "current scan"), presences, strict=True):
+        simulated, infected = hu.copy(), labels.copy()
+        simulated[box] = _with_simulated(hu[box], full.hu, drawn, present, mm)
+        infected[box][present] = EXISTING_INFECTION
+        name = f"simulated {which} of {scan.name}"
+        scans.append(LabelledScan(Volume(simulated, turned.affine), infected, name))
+    return Pair(*scans, _truth(lesions, fates, presences, own, float(np.prod(mm)) / 1000.0))
+
+
+def _without_empty_cores(fates: Sequence[str], lesions: NDArray[np.int32], core: Mask, mm: Spacing) -> list[str]:
+    """What is all rim would not grow or shrink but be new, or gone: it stays the same."""
+    cores_ml = np.bincount(lesions[core], minlength=len(fates) + 1)[1:] * np.prod(mm) / 1000.0
+    changing = ("grown", "shrunk")
+    return [
+        "same" if ml < SMALLEST_ML / 2 and fate in changing else fate for fate, ml in zip(fates, cores_ml, strict=True)
     ]
-    in_prior = _present(lesions, fates, core, whole=("resolved", "shrunk", "same"), cored=("grown",))
-    in_current = _present(lesions, fates, core, whole=("new", "grown", "same"), cored=("shrunk",))
-    voxel_ml = float(np.prod(turned.spacing_mm)) / 1000.0
-    own = labels == EXISTING_INFECTION
-    scans = [
-        LabelledScan(
-            Volume(_with_simulated(hu, full.hu, drawn, present, turned.spacing_mm), turned.affine),
-            np.where(present, np.uint8(EXISTING_INFECTION), labels),
-            f"simulated {which} of {scan.name}",
-        )
-        for which, present in (("prior", in_prior), ("current scan", in_current))
-    ]
-    return Pair(*scans, _truth(lesions, fates, (in_prior, in_current), own, voxel_ml))
 
 
 def _give_fates(

@@ -31,7 +31,7 @@ from covidseg_runtime.errors import EngineError, SettingsError
 from covidseg_runtime.wanted_segmenter import WantedSegmenter
 
 LOCAL = "local"
-# More threads bring little for one scan: a quarter of the machine each is faster than all of it in turn.
+# Several scans at once on a few cores each, rather than one after the other on all of them.
 _CORES_OF_A_WORKER = 4
 # Ray's least: nothing large goes through its store, as workers read and write files themselves.
 _STORE_BYTES = 75 * 2**20
@@ -247,6 +247,7 @@ def _initialised(address: str, options: Mapping[str, Any]) -> Iterator[None]:
         with _same_handlers():
             ray.init(address=address, configure_logging=False, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        ray.shutdown()  # of one of our own, what was started by then
         reason = in_one_line(str(error))
         raise EngineError(f"there is no Ray cluster to use at {address!r}: {reason}") from error
     try:

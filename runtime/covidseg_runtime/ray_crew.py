@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Iterator
@@ -97,6 +96,7 @@ class _Worker:
     machine: str = "a machine of the cluster"
     scans: dict[Any, FolderScan] = field(default_factory=dict)
     most: int = _SCANS_AT_ONCE
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def has_room(self) -> bool:
@@ -137,7 +137,7 @@ class Crew:
         )
         self._early_deaths = 0  # in a row
         self._had_place = time.monotonic()
-        self._tell_at = self._had_place + wait_s
+        self._told_overdue = 0
         self._workers: list[_Worker] = []
         for _ in range(plan.workers):
             self._start()
@@ -291,12 +291,13 @@ class Crew:
         return loss
 
     def _judge_places(self) -> Iterator[NoPlace]:
-        now, placing = time.monotonic(), sum(worker.phase == "placing" for worker in self._workers)
-        if placing < len(self._workers):
+        now, placing = time.monotonic(), [worker for worker in self._workers if worker.phase == "placing"]
+        if len(placing) < len(self._workers):
             self._had_place = now
-            if placing and now > self._tell_at:
-                self._tell_at = math.inf
-                yield NoPlace(placing)
+            overdue = sum(now - worker.since > self._wait_s for worker in placing)
+            if overdue > self._told_overdue:
+                self._told_overdue = overdue
+                yield NoPlace(overdue)
         elif now - self._had_place > self._wait_s:
             raise EngineError(
                 f"no worker found a place in {self._wait_s:g} s: the Ray cluster has {describe_room()}; wait for other "

@@ -86,6 +86,12 @@ def test_threads_can_be_limited(tiny_bundle: Path) -> None:
         assert engine.predict(_tiles(1)).shape == (1, 4, *TILE_SHAPE)
 
 
+def test_threads_whose_number_is_given_take_any_core(tiny_bundle: Path) -> None:
+    """Pinned, the threads of every process on a machine would take the first cores."""
+    compiled = OpenVinoEngine(tiny_bundle / "model.onnx", threads=1)._request.get_compiled_model()
+    assert compiled.get_property("ENABLE_CPU_PINNING") is False
+
+
 def test_what_computes_is_told(tiny_bundle: Path) -> None:
     model = tiny_bundle / "model.onnx"
     expected = {"device": "cpu", "precision": "f32", "threads": 1, "batch": 1}

@@ -180,7 +180,7 @@ def _lung_dice(prior: CoarseChest, current: CoarseChest, placement: Placement) -
     mapped = (interpolate(prior.lung, prior.affine, at) >= 0.5) & seen
     lung = current.in_lung.ravel() & seen
     total = np.count_nonzero(mapped) + np.count_nonzero(lung)
-    return 2.0 * np.count_nonzero(mapped & lung) / total if total else float("nan")
+    return float(2.0 * np.count_nonzero(mapped & lung) / total) if total else float("nan")
 
 
 def _image(field: NDArray[Any], affine: Matrix) -> SimpleITK.Image:
