@@ -159,10 +159,12 @@ def _on_two_workers(output: str) -> list[str]:
 
 def test_a_worker_that_is_killed_changes_no_bit_and_the_cluster_is_of_this_machine_alone(folder: Path) -> None:
     child = Child(folder, *_on_two_workers("killed"), "--json")
-    child.wait_for("[2/8]")
+    child.wait_for("[1/8]")
+    child.process.send_signal(signal.SIGSTOP)  # so that it cannot end before a worker is killed
     family = child.family()
     os.kill(next(pid for pid in family if _command_line(pid).startswith(b"ray::RayWorker")), signal.SIGKILL)
     _require_loopback(family)
+    child.process.send_signal(signal.SIGCONT)
     assert child.end() == 0, child.lines
     first, second, *others = child.lines
     assert first.startswith("default ")

@@ -25,6 +25,7 @@ LEAST_LUNG_DICE = 0.93
 LEAST_DICE_OF_CHESTS = 0.7
 LARGEST_LUNG_CHANGE = 0.15
 LEAST_SHARE_SEEN = 0.97
+LARGEST_SLICE_RATIO = 1.5
 SMALLEST_LUNGS_ML = 100.0
 
 
@@ -71,6 +72,7 @@ def check_follow_up(
         *_warn_of_same_scan(scans),
         *_warn_of_lung_volume(measures),
         *_warn_of_view(registration, lesions),
+        *_warn_of_slices(scans),
         *_warn_of_models(scans),
         *_warn_of_uncertainty(scans),
         *_warn_of_densities(scans),
@@ -127,6 +129,15 @@ def _warn_of_view(registration: Registration, lesions: LesionChanges) -> Iterato
         yield (
             f"{lesions.reaching_outside} persistent lesions reach beyond the other scan's field of view: their change "
             "in mL is partly one of what was seen."
+        )
+
+
+def _warn_of_slices(scans: Pair) -> Iterator[str]:
+    prior_mm, current_mm = (scan.turned.spacing_mm[0] for scan in scans)
+    if max(prior_mm, current_mm) > LARGEST_SLICE_RATIO * min(prior_mm, current_mm):
+        yield (
+            f"Slices are {current_mm:g} mm apart, in the prior {prior_mm:g} mm: a network finds other volumes in other "
+            "slices of the same lungs, and small lesions are lost in thick ones; compare series of like slices."
         )
 
 

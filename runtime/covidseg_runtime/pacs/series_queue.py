@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from covidseg_runtime.errors import OutputError, SettingsError
+from covidseg_runtime.errors import OutputError
+from covidseg_runtime.folder_lock import held_by_one
 from covidseg_runtime.pacs.settings import Limits
 from covidseg_runtime.volume_files import sync_folder, write_bytes_atomic, write_json
 
@@ -100,15 +101,8 @@ class SeriesQueue:
         Raises:
             SettingsError: If another process holds it.
         """
-        import fcntl  # not on Windows
-
-        with (self._folder / _LOCK).open("wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with its process, however that ends
-            except BlockingIOError as error:
-                raise SettingsError(
-                    f"Another node works on the queue {self._folder}; stop it, or give each its --queue."
-                ) from error
+        refusal = f"Another node works on the queue {self._folder}; stop it, or give each its --queue."
+        with held_by_one(self._folder / _LOCK, refusal):
             for folder in self._of_state("receiving"):
                 os.utime(folder)  # while nobody listened, nothing could come
             yield

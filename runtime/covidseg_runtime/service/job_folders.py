@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from covidseg_runtime.errors import OutputError, SettingsError
+from covidseg_runtime.folder_lock import held_by_one
 from covidseg_runtime.service.jobs import RESULT_FILES, Job, job_from_json, job_to_json
 from covidseg_runtime.volume_files import sync_folder, write_json
 
@@ -57,15 +58,8 @@ class JobFolders:
         Raises:
             SettingsError: If another process holds it.
         """
-        import fcntl  # not on Windows
-
-        with (self._folder / _LOCK).open("wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with its process, however that ends
-            except BlockingIOError as error:
-                raise SettingsError(
-                    f"Another service works in {self._folder}; stop it, or give each its --folder."
-                ) from error
+        refusal = f"Another service works in {self._folder}; stop it, or give each its --folder."
+        with held_by_one(self._folder / _LOCK, refusal):
             yield
 
     def load(self) -> tuple[list[Job], list[str]]:

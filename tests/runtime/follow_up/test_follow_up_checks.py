@@ -59,6 +59,15 @@ def test_another_breath_hold_is_told(factor, told):
     assert [f"({told}): another breath-hold or field of view" in one for one in found] == ([True] if told else [])
 
 
+def test_other_slices_are_told():
+    """Half as many slices, twice as far apart."""
+    thick = Volume(phantom_hu()[::2], spl_affine((18.0, 5.0, 5.0)))
+    (warning,) = warnings_of(scan(), LabelledScan(thick, phantom_labels()[::2], "thick.nii.gz", REPORT))
+    assert warning.startswith(
+        "Slices are 18 mm apart, in the prior 9 mm: a network finds other volumes in other slices"
+    )
+
+
 def test_lungs_that_do_not_match_are_told_or_refused():
     (warning,) = warnings_of(scan(), a_bit_larger(1.1), replace(GOOD, lung_dice=0.925))
     assert "(Dice 0.925 after registration, one patient has 0.93 and more): are both of one patient?" in warning
