@@ -35,7 +35,7 @@ _FLAGS = (
     "--disable-component-update",
     "--remote-debugging-pipe",
 )
-_PATIENCE_S = 120.0
+_PATIENCE_S = 300.0
 
 
 class BrowserError(Exception):

@@ -17,6 +17,7 @@ from covidseg_runtime.errors import VolumeError
 from covidseg_runtime.measures import INFECTION
 from covidseg_runtime.report import REPORT_SCHEMA_VERSION
 from covidseg_runtime.same_grid import on_grid_of
+from covidseg_runtime.spooling import planes
 from covidseg_runtime.volume import Volume
 from covidseg_runtime.volume_files import read_label_map
 
@@ -86,7 +87,7 @@ def read_labels(path: Path, scan: Volume) -> NDArray[np.uint8]:
         VolumeError: If it lies on another grid, or holds labels that covidseg does not know.
     """
     labels = on_grid_of(scan, read_label_map(path), reference_name="scan", name=f"label map {path.name}")
-    unknown = sorted(set(np.unique(labels).tolist()) - set(LABELS))
+    unknown = sorted(set(np.flatnonzero(_count(labels)).tolist()) - set(LABELS))
     if unknown:
         raise VolumeError(f"{path.name} holds labels {unknown[:5]}; covidseg knows {dict(LABELS)}.")
     return labels.astype(np.uint8, copy=False)
@@ -116,7 +117,7 @@ def tell_altered(report: SavedReport, scan: Volume, labels: NDArray[np.uint8]) -
         labels: (X, Y, Z), the labels that are shown.
     """
     measures, warnings = report.content["measures"], list(report.content["warnings"])
-    counts = np.bincount(labels.ravel(order="K"), minlength=len(LABELS))
+    counts = _count(labels)
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000.0
     found = {"infection": counts[INFECTION] * voxel_ml, "lung": counts[1:].sum() * voxel_ml}
     for what, found_ml in found.items():
@@ -128,3 +129,11 @@ def tell_altered(report: SavedReport, scan: Volume, labels: NDArray[np.uint8]) -
                 "those of the report, the picture is that of the label map.",
             )
     return {**report.content, "warnings": warnings}
+
+
+def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Voxels of each value, (256,), slice by slice: all at once would be counted in a copy eight times as large."""
+    counts = np.zeros(256, np.int64)
+    for plane in planes(labels.T):
+        counts += np.bincount(plane.ravel(), minlength=256)
+    return counts

@@ -172,6 +172,42 @@ def test_lungs_are_shown_when_asked_for(page: Page) -> None:
     assert blue_and_green() < 200
 
 
+def test_the_patients_right_is_on_the_left_of_the_picture(page: Page) -> None:
+    _click(page, "#show-lungs")
+    _click(page, "[data-planes=axial]")
+    red, green, blue = np.moveaxis(_pixels(page, "#canvas"), -1, 0)
+    right_lung, left_lung = (green - red > 25) & (green - blue > 25), (blue - red > 25) & (blue - green > 15)
+    assert min(np.count_nonzero(right_lung), np.count_nonzero(left_lung)) > 2000
+    assert np.nonzero(right_lung)[1].mean() + 100 < np.nonzero(left_lung)[1].mean()
+    _click(page, "#show-lungs")
+    _click(page, "[data-planes=all]")
+
+
+def test_text_has_enough_contrast_by_day_and_by_night(page: Page) -> None:
+    """4.5 : 1, as WCAG 2 asks for."""
+    style = "getComputedStyle(document.documentElement).getPropertyValue('--{}').trim()"
+    for scheme in ("light", "dark"):
+        page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        for ink in ("ink", "quiet", "link", "bad", "good"):
+            for paper in ("paper", "panel"):
+                contrast = _contrast(page.evaluate(style.format(ink)), page.evaluate(style.format(paper)))
+                assert contrast >= 4.5, (scheme, ink, paper)
+        assert _contrast(page.evaluate(style.format("ink")), page.evaluate(style.format("warn-paper"))) >= 4.5
+    page.send("Emulation.setEmulatedMedia", features=[])
+
+
+def _contrast(*colours: str) -> float:
+    """Of two colours written #rrggbb."""
+    darker, lighter = sorted(_luminance(colour) for colour in colours)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
 # On a phone, on paper, without WebGL
 
 
@@ -195,8 +231,10 @@ def test_in_space_the_infection_stands_within_the_lungs(page: Page) -> None:
     _click(page, "[data-planes=render]")
     page.wait_for("document.querySelector('[data-planes=render]').ariaPressed === 'true'")
     assert _red(_pixels(page, "#canvas-3d")) > 500
+    assert page.evaluate("document.getElementById('opacity').disabled"), "it is of the slices"
     _click(page, "[data-planes=all]")
     assert _is_shown(page, "#canvas")
+    assert not page.evaluate("document.getElementById('opacity').disabled")
 
 
 def test_after_all_that_nothing_was_logged(page: Page) -> None:
@@ -214,4 +252,12 @@ def test_without_webgl_the_picture_stays_and_the_reason_is_told(html: Path, tmp_
         assert status == "The slices are shown as a picture: this browser has no WebGL 2 here."
         assert _pixels(browser, "#mosaic img").std() > 20
         assert browser.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+        assert browser.console == []
+
+
+def test_without_javascript_the_picture_is_there(html: Path, tmp_path: Path) -> None:
+    with opened(html, tmp_path / "profile", "--blink-settings=scriptEnabled=false", size=DESKTOP) as browser:
+        with Image.open(io.BytesIO(browser.whole_picture())) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(np.int16)
+        assert _red(pixels[600:1800]) > 1000  # the infection in the picture
         assert browser.console == []

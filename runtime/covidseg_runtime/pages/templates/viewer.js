@@ -10,6 +10,7 @@
   const LABEL_NAMES = ["", "left lung", "right lung", "infection"];
   const SLICE_TYPE = { axial: 0, coronal: 1, sagittal: 2 };
   const INFECTION = 3;
+  const OF_SLICES = "[data-window], #show-infection, #show-lungs, #opacity";
   const QUIET = {
     logLevel: "error",
     backColor: [0, 0, 0, 1],
@@ -152,6 +153,7 @@
       for (const button of document.querySelectorAll("[data-planes]")) press(button, button.dataset.planes === name);
       const axis = SLICE_AXIS[name];
       byId("slice").disabled = axis === undefined;
+      for (const control of document.querySelectorAll(OF_SLICES)) control.disabled = name === "render";
       byId("slice-name").textContent = SLICE_NAME[name] || "Slice";
       if (axis !== undefined) byId("slice").max = this.scan.dimsRAS[axis + 1];
       if (axis !== undefined) this.niivue.createOnLocationChange();
