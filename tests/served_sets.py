@@ -50,6 +50,7 @@ class FileServer:
         etag: Version that it names, with quotes; empty for none.
         knows_ranges: Whether it sends a part when a part is asked for.
         tells_length: Whether it says how long its answers are.
+        always_from: The first byte of a part that it sends whatever is asked for; None for what is asked for.
         cut_after: Bytes of a body after which it closes the connection; None for never.
         redirect_to: Where it sends everyone; empty for nowhere.
         ranges: The ``Range`` of each request, "" for the whole file.
@@ -59,6 +60,7 @@ class FileServer:
     etag: str = ""
     knows_ranges: bool = True
     tells_length: bool = True
+    always_from: int | None = None
     cut_after: int | None = None
     redirect_to: str = ""
     ranges: list[str] = field(default_factory=list)
@@ -106,6 +108,8 @@ def _answer(request: BaseHTTPRequestHandler, state: FileServer) -> None:
 
 
 def _first_byte(request: BaseHTTPRequestHandler, state: FileServer) -> int | None:
+    if state.always_from is not None:
+        return state.always_from
     match = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
     is_current = request.headers.get("If-Range", state.etag) == state.etag
     return int(match[1]) if match and is_current and state.knows_ranges else None

@@ -133,6 +133,17 @@ def test_a_part_that_is_longer_than_the_file_is_begun_anew(tmp_path: Path, serve
     assert (tmp_path / NAME).read_bytes() == CONTENT
 
 
+def test_a_server_that_sends_another_part_than_was_asked_for_is_asked_once_more(
+    tmp_path: Path, server: FileServer
+) -> None:
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:300_000])
+    server.always_from = 1000
+    with pytest.raises(DownloadError, match="answers with a part where the whole file was asked for"):
+        fetch_dataset(table(server), tmp_path, SILENT)
+    assert server.ranges == ["bytes=300000-", ""]
+    assert names(tmp_path) == []
+
+
 def test_a_whole_part_needs_no_server(tmp_path: Path, server: FileServer) -> None:
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
     fetch_dataset(table(server), tmp_path, SILENT)

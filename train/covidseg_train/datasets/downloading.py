@@ -121,8 +121,13 @@ def _open(download: Download, part: Path) -> HTTPResponse:
         return _open(download, part)
     except (OSError, HTTPException) as error:
         raise DownloadError(f"{download.url} cannot be reached ({_reason(error)}); {_AGAIN}.") from error
-    if response.status == _PARTIAL and _first_byte(response) != start:
+    if response.status == _PARTIAL and (not start or _first_byte(response) != start):
         response.close()
+        if not start:
+            raise DownloadError(
+                f"{download.url} answers with a part where the whole file was asked for; get {download.file_name} by "
+                "hand and import it with `covidseg data import --from-local`."
+            )
         part.unlink()
         return _open(download, part)
     return response
