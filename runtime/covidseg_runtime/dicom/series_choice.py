@@ -56,7 +56,7 @@ def choose_series(instances: Sequence[Instance], series_uid: str | None) -> list
     Original series go before derived ones, whose values some program has made.
 
     Raises:
-        VolumeError: If it is not there, none is suitable, or several are equally good.
+        VolumeError: If it is not there, none is suitable, or several are equally good or of several studies.
     """
     series = _by_series(instances)
     summaries = sorted((_summarise(uid, found) for uid, found in series.items()), key=lambda one: -one.images)
@@ -70,6 +70,11 @@ def choose_series(instances: Sequence[Instance], series_uid: str | None) -> list
     suitable = [one for one in summaries if one.problem is None]
     if not suitable:
         raise VolumeError(f"No series is an axial chest CT: {_listed(summaries)}.")
+    studies = {str(series[one.uid][0].header.get("StudyInstanceUID", "")) for one in suitable}
+    if len(studies) > 1:  # another patient, or an earlier scan
+        raise VolumeError(
+            f"The series come from {len(studies)} studies: {_listed(suitable)}; give one study, or choose by --series UID."
+        )
     suitable = [one for one in suitable if not _is_derived(series[one.uid])] or suitable
     best = [one for one in suitable if one.images == suitable[0].images]
     if len(best) > 1:

@@ -25,6 +25,17 @@ def test_original_slices_go_before_derived_ones(tmp_path):
     assert read_series(write(tmp_path / "derived", derived))[0].shape[2] == SLICES
 
 
+def test_of_several_studies_none_is_chosen_by_its_length(tmp_path):
+    """A folder of patients, or of a patient's earlier scan too."""
+    other = as_series(series(range(SLICES - 2)), "1.2.3.5", ["ORIGINAL", "PRIMARY", "AXIAL"])
+    for one in other:
+        one.StudyInstanceUID = "1.2.3.77"
+    folder = write(tmp_path / "s", [*series(), *other])
+    with pytest.raises(VolumeError, match="come from 2 studies: .* choose by --series UID"):
+        read_series(folder)
+    assert read_series(folder, series_uid="1.2.3.5")[0].shape[2] == SLICES - 2
+
+
 @pytest.mark.parametrize("kind", ["CT_SOM5 MIP", "MIN IP", "MINIP", "MAX_IP"])
 def test_projections_are_no_slices(tmp_path, kind):
     folder = write(tmp_path / "s", as_series(series(), "1.2.3.5", ["DERIVED", "SECONDARY", "AXIAL", kind]))
