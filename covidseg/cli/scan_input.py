@@ -10,7 +10,8 @@ import click
 
 from covidseg.cli.exit_codes import needs_extra
 from covidseg.cli.segment_options import SegmentOptions
-from covidseg_runtime.scan_kind import ScanKind, scan_kind
+from covidseg_runtime.errors import VolumeError
+from covidseg_runtime.scan_kind import NIFTI_ENDINGS, ScanKind, scan_kind
 
 if TYPE_CHECKING:
     from covidseg_runtime import Volume
@@ -51,8 +52,14 @@ def judge_input(scan: Path, options: SegmentOptions) -> ScanKind:
 
     Raises:
         click.UsageError: if options do not fit it.
+        VolumeError: if it is no file of a kind that is read.
     """
     kind = scan_kind(scan)
+    if kind == "nifti" and not scan.name.lower().endswith(NIFTI_ENDINGS):
+        raise VolumeError(
+            f"{scan.name} is no scan that is read: give NIfTI (.nii, .nii.gz), DICOM (the folder of a series, a zip "
+            "archive or a multi-frame file), NRRD or MetaImage."
+        )
     if options.ray is not None and kind != "folder":
         raise click.UsageError(f"--ray is for a folder of scans; {scan} is one scan")
     if options.ray is None and (options.ray_actors is not None or options.cores_per_actor is not None):

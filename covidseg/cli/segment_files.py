@@ -69,6 +69,8 @@ def plan_files(scan: Path, options: SegmentOptions) -> OutputFiles:
         dicom=labels.with_name(f"{stem(labels)}_dicom") if "dicom" in options.output_type else None,
     )
     _judge_places(files, [path.resolve() for path in (scan, options.truth) if path])
+    if options.preview is not None and options.preview.suffix.lower() != ".png":
+        raise click.UsageError(f"the picture {options.preview} must end in .png")
     return files
 
 

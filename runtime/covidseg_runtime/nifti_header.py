@@ -83,9 +83,7 @@ def _parse(raw: bytes, name: str) -> Nifti1Header:
                 raise VolumeError(f"{name}: the NIfTI header is damaged ({error}).") from error
             if int(header["sizeof_hdr"]) == size:
                 return header
-    raise VolumeError(
-        f"{name} is not a single-file NIfTI image; give a CT as .nii or .nii.gz (convert DICOM with dcm2niix first)."
-    )
+    raise VolumeError(f"{name} is not a single-file NIfTI image; give a CT as .nii or .nii.gz.")
 
 
 def _judge_shape(header: Nifti1Header, name: str) -> tuple[int, int, int]:

@@ -205,6 +205,15 @@ def test_a_damaged_scan_is_exit_3_and_nothing_is_written(here: Path, tiny_bundle
     assert [path.name for path in here.iterdir()] == ["broken.nii.gz"]
 
 
+@pytest.mark.parametrize("name", ["overlay.png", "slice.dcm", "notes.txt"])
+def test_a_file_of_another_kind_is_exit_3_and_says_what_is_read(here: Path, name: str) -> None:
+    (here / name).write_bytes(b"no scan")
+    result = _segment(name)
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"Error: {name} is no scan that is read: give NIfTI (.nii, .nii.gz), DICOM (")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_a_truth_of_another_scan_is_exit_3_and_nothing_is_written(
     here: Path, phantom_scan: Path, tiny_bundle: Path
 ) -> None:
@@ -238,6 +247,7 @@ def test_a_missing_model_is_exit_5(here: Path, phantom_scan: Path) -> None:
         (["-o", "missing/out.nii.gz"], "folder of missing/out.nii.gz does not exist"),
         (["--preview", "missing/p.png"], "folder of missing/p.png does not exist"),
         (["-o", "out.mha"], "must end in .nii.gz or .nii"),
+        (["--preview", "p.jpg"], "the picture p.jpg must end in .png"),
         (["--probability", "p.png"], "must end in .nii.gz or .nii"),
         (["-o", "same.nii", "--report", "same.nii"], "another result"),
         (["--engine", "torch"], "torch"),
