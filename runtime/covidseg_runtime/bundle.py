@@ -187,10 +187,12 @@ class ModelBundle:
         Raises:
             BundleError: if the bundle has none.
         """
-        for file in self.files:
-            if file.name.endswith(".onnx") and file.precision == precision:
-                return self.folder / file.name
-        raise BundleError(f"bundle {self.name!r} has no ONNX model of precision {precision}")
+        models = {str(file.precision): file for file in self.files if file.name.endswith(".onnx")}
+        if precision not in models:
+            raise BundleError(
+                f"bundle {self.name!r} has no ONNX model of precision {precision}; it has {', '.join(models)}"
+            )
+        return self.folder / models[precision].name
 
 
 def load_bundle(path: Path) -> ModelBundle:

@@ -114,7 +114,7 @@ def test_a_row_that_cannot_run_has_its_reason(
 def test_a_precision_without_a_file_has_its_reason(phantom_scan: Path, tiny_bundle: Path) -> None:
     workload = Workload(tiny_bundle, phantom_scan, repeats=1)
     (row,) = measure_contestants(workload, (Contestant("openvino", "int8", "cpu"),)).rows
-    assert row.problem == "bundle 'tiny' has no ONNX model of precision int8"
+    assert row.problem == "bundle 'tiny' has no ONNX model of precision int8; it has fp32"
 
 
 def test_the_reference_comes_first_and_peers_last() -> None:

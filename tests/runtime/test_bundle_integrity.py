@@ -130,7 +130,7 @@ def test_files_that_are_exchanged_are_refused(folder: Path) -> None:
 
 def test_a_precision_that_the_bundle_has_not_is_a_sentence(folder: Path) -> None:
     rewrite(folder, lambda description: description["files"].pop(2))
-    with pytest.raises(BundleError, match="bundle 'tiny' has no ONNX model of precision int8"):
+    with pytest.raises(BundleError, match="bundle 'tiny' has no ONNX model of precision int8; it has fp32, fp16"):
         load_bundle(folder).model_path("int8")
 
 
