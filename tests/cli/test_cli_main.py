@@ -42,7 +42,8 @@ def test_version() -> None:
 def test_an_unknown_command_is_exit_2() -> None:
     result = CliRunner().invoke(main, ["segmnet"])
     assert result.exit_code == 2
-    assert "segmnet" in result.stderr
+    assert "No such command 'segmnet'. Did you mean 'segment'?" in result.stderr
+    assert "No such command 'scan.nii.gz'." in CliRunner().invoke(main, ["scan.nii.gz"]).stderr
 
 
 def test_python_m_covidseg_is_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
