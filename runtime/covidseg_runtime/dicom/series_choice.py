@@ -73,7 +73,8 @@ def choose_series(instances: Sequence[Instance], series_uid: str | None) -> list
     studies = {str(series[one.uid][0].header.get("StudyInstanceUID", "")) for one in suitable}
     if len(studies) > 1:  # another patient, or an earlier scan
         raise VolumeError(
-            f"The series come from {len(studies)} studies: {_listed(suitable)}; give one study, or choose by --series UID."
+            f"The series come from {len(studies)} studies: {_listed(suitable)}; give one of them, or choose one series "
+            "by --series UID."
         )
     suitable = [one for one in suitable if not _is_derived(series[one.uid])] or suitable
     best = [one for one in suitable if one.images == suitable[0].images]

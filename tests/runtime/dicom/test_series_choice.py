@@ -31,7 +31,7 @@ def test_of_several_studies_none_is_chosen_by_its_length(tmp_path):
     for one in other:
         one.StudyInstanceUID = "1.2.3.77"
     folder = write(tmp_path / "s", [*series(), *other])
-    with pytest.raises(VolumeError, match="come from 2 studies: .* choose by --series UID"):
+    with pytest.raises(VolumeError, match="come from 2 studies: .* choose one series by --series UID"):
         read_series(folder)
     assert read_series(folder, series_uid="1.2.3.5")[0].shape[2] == SLICES - 2
 
