@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,7 +145,8 @@ class JobFolders:
             (self._folder / "gone" / job_id).touch()
             # Emptied under another name: nobody meets half of it, and what is left of it the next start clears away.
             emptied = self._folder / "working" / f"{job_id}.removed"
-            (self._folder / "finished" / job_id).rename(emptied)
+            with suppress(FileNotFoundError):  # somebody made room by hand
+                (self._folder / "finished" / job_id).rename(emptied)
         shutil.rmtree(emptied, ignore_errors=True)
 
     def forget_gone(self, job_id: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from service_peers import ROOMY, asking
+from service_peers import ROOMY, asking, wait_for
 
 from covidseg_runtime.errors import OutputError, SettingsError
 from covidseg_runtime.service import job_folders
@@ -124,6 +124,16 @@ def test_what_was_removed_stays_known_as_gone(folder: Path) -> None:
         store.get(job.id)
     with opened(folder) as store, pytest.raises(UnknownJobError):
         store.get("0" * 32)
+
+
+def test_results_that_were_removed_by_hand_do_not_stop_the_work(settings, segmenter, scan, monkeypatch) -> None:
+    monkeypatch.setattr("covidseg_runtime.service.worker._WAIT_FOR_DISK_S", 0.05)
+    with asking(replace(settings, keep_s=0.5), segmenter) as client:
+        removed = client.ended(client.submit(scan, page="false").json()["id"])["id"]
+        shutil.rmtree(settings.folder / "finished" / removed)
+        wait_for(lambda: client.get(f"/v1/jobs/{removed}").status_code == 410)
+        wait_for(lambda: client.service.store.used_bytes() == 0)
+        assert client.lines == [f"{removed}: done"]
 
 
 def test_only_so_many_jobs_are_remembered_as_gone(folder: Path, monkeypatch) -> None:
