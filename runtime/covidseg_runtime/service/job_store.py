@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 
-from covidseg_runtime.errors import CovidsegError
+from covidseg_runtime.errors import CovidsegError, OutputError
 from covidseg_runtime.service.job_folders import MOST_GONE, JobFolders
 from covidseg_runtime.service.jobs import STATES, Job, JobState, Outcome, now
 from covidseg_runtime.service.settings import ServiceLimits
@@ -174,6 +174,8 @@ class JobStore:
                 self._waiting.popleft()
                 self._jobs[job.id] = begun
                 self._cancels[job.id] = cancel
+            if self.is_cancelled(job.id):
+                cancel.set()
         return begun
 
     def wake(self) -> None:
@@ -218,15 +220,22 @@ class JobStore:
             OutputError: If the disk cannot be written; it waits all the same.
         """
         with self._moving:
-            if self.is_cancelled(job_id):
-                self.end(job_id, Outcome("cancelled"))
-                return
-            job = replace(self._jobs[job_id].queued_again(), attempts=attempts)
-            with self._changed:
-                self._jobs[job_id] = job
-                self._cancels.pop(job_id, None)
-                self._waiting.appendleft(job_id)
-            self._folders.note(job)
+            try:
+                if self.is_cancelled(job_id):
+                    self.end(job_id, Outcome("cancelled"))
+                    return
+            except OutputError:  # it is still cancelled, and ends when it is begun again
+                self._wait_again(job_id, attempts)
+                raise
+            self._folders.note(self._wait_again(job_id, attempts))
+
+    def _wait_again(self, job_id: str, attempts: int) -> Job:
+        job = replace(self._jobs[job_id].queued_again(), attempts=attempts)
+        with self._changed:
+            self._jobs[job_id] = job
+            self._cancels.pop(job_id, None)
+            self._waiting.appendleft(job_id)
+        return job
 
     def cancel_or_remove(self, job_id: str) -> Job | None:
         """Cancel what is not finished, remove what is; None: it is removed.
@@ -250,6 +259,7 @@ class JobStore:
             with self._changed:
                 self._waiting.remove(job_id)
                 self._jobs[job_id] = ended
+                self._cancelled.discard(job_id)
             return ended
 
     def remove_expired(self) -> int:

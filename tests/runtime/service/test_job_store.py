@@ -220,6 +220,26 @@ def test_a_job_that_is_cancelled_while_the_service_stops_ends(folder: Path) -> N
         assert store.begin(threading.Event(), 0) is None
 
 
+def test_a_job_whose_cancelling_cannot_be_written_waits_and_ends_cancelled(folder: Path, monkeypatch) -> None:
+    def full(path, value) -> None:
+        raise OutputError("full")
+
+    with opened(folder) as store:
+        job = accepted(store)
+        begun(store)
+        store.cancel_or_remove(job.id)
+        monkeypatch.setattr(job_folders, "write_json", full)
+        for act in (lambda: store.end(job.id, Outcome("cancelled")), lambda: store.put_back(job.id, attempts=1)):
+            with pytest.raises(OutputError):
+                act()
+        monkeypatch.undo()
+        assert (store.get(job.id).state, store.queue_length()) == ("queued", 1)
+        cancel = threading.Event()
+        assert store.begin(cancel, 0) is not None
+        assert cancel.is_set()
+        assert store.end(job.id, Outcome("cancelled")).state == "cancelled"
+
+
 def test_a_full_disk_changes_nothing(folder: Path, monkeypatch) -> None:
     def full(path, value) -> None:
         raise OutputError("full")
