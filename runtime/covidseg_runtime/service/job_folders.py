@@ -33,7 +33,7 @@ class JobFolders:
     """The folder of a service; its methods may be called by threads as long as no two work on the same job."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder, or make it, for its owner alone.
+        """Open the folder, or make it; what lies in it is its owner's alone.
 
         Raises:
             SettingsError: If it holds something else.
@@ -44,12 +44,12 @@ class JobFolders:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (folder / _MARK).is_file() and any(folder.iterdir()):
                 raise SettingsError(f"{folder} holds something else than a service's jobs; give a folder of its own.")
-            for name in _FOLDERS:
-                (folder / name).mkdir(exist_ok=True)
+            if not (folder / _MARK).is_file():
+                write_json(folder / _MARK, {"schema_version": 1, "content": "jobs of covidseg serve"})
+            for name in _FOLDERS:  # private also where somebody else made the folder
+                (folder / name).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise OutputError(f"The folder {folder} cannot be made: {error.strerror}.") from error
-        if not (folder / _MARK).is_file():
-            write_json(folder / _MARK, {"schema_version": 1, "content": "jobs of covidseg serve"})
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -294,6 +294,25 @@ def test_the_folder_is_its_owners_alone(folder: Path) -> None:
     assert folder.stat().st_mode & 0o077 == 0
 
 
+def test_what_lies_in_a_folder_that_others_can_read_is_its_owners_alone(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o755)
+    JobFolders(folder)
+    assert [path.name for path in folder.iterdir() if path.is_dir() and path.stat().st_mode & 0o077] == []
+
+
+def test_a_folder_whose_first_start_met_a_full_disk_is_taken_at_the_next(folder: Path, monkeypatch) -> None:
+    def full(path, value) -> None:
+        raise OutputError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job_folders, "write_json", full)
+        with pytest.raises(OutputError):
+            JobFolders(folder)
+    with opened(folder) as store:
+        assert accepted(store).state == "queued"
+
+
 def test_a_job_that_ended_the_process_thrice_fails(settings, segmenter, scan, folder: Path) -> None:
     """As of a scan that a system without memory kills the service for."""
     with opened(settings.folder) as store:
