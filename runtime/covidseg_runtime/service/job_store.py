@@ -111,8 +111,7 @@ class JobStore:
                 raise StorageFullError(
                     f"{self._limits.jobs} jobs are kept, as many as may; remove those whose results you have."
                 )
-            room = min(self._limits.disk_bytes - self._used(), free - self._limits.free_bytes)
-            if room < size:
+            if self._room(free) < size:
                 raise StorageFullError(
                     "There is no room for the upload; remove jobs whose results you have, or try again later."
                 )
@@ -337,12 +336,12 @@ class JobStore:
 
     def has_room(self) -> bool:
         """Whether an upload of the largest size would be taken."""
-        free = self._folders.free_bytes() - self._limits.free_bytes
+        free = self._folders.free_bytes()
         with self._changed:
             admitted = len(self._admitted)
             is_full = len(self._waiting) + admitted >= self._limits.queue
             is_full = is_full or len(self._jobs) + admitted >= self._limits.jobs
-            return not is_full and min(self._limits.disk_bytes - self._used(), free) >= self._limits.upload_bytes
+            return not is_full and self._room(free) >= self._limits.upload_bytes
 
     def seconds_to_wait(self) -> int:
         """After how long a place may be free: a job's mean of late, in whole seconds."""
@@ -353,8 +352,16 @@ class JobStore:
         """When a finished job is removed, in UTC."""
         return None if job.finished is None else (job.finished + self._keep).isoformat(timespec="milliseconds")
 
+    def _room(self, free: int) -> int:
+        """Bytes for another upload, of so many that are free on the disk."""
+        # What has come in of an upload is no longer free, and counts twice until all of it is here.
+        return min(self._limits.disk_bytes - self._used(), free - self._limits.free_bytes - self._coming())
+
     def _used(self) -> int:
-        return sum(job.size for job in self._jobs.values()) + sum(one.size for one in self._admitted.values())
+        return sum(job.size for job in self._jobs.values()) + self._coming()
+
+    def _coming(self) -> int:
+        return sum(one.size for one in self._admitted.values())
 
     def _is_expired(self, job: Job) -> bool:
         return job.finished is not None and job.finished + self._keep <= now()

@@ -175,6 +175,17 @@ def test_bytes_are_bounded_and_given_back(folder: Path) -> None:
         store.admit(1)
 
 
+def test_uploads_on_their_way_leave_the_disk_as_free_as_one_does(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(JobFolders, "free_bytes", lambda _: 350)
+    with opened(folder, replace(ROOMY, free_bytes=100, upload_bytes=100)) as store:
+        first, _ = store.admit(100), store.admit(100)
+        assert not store.has_room()
+        with pytest.raises(StorageFullError):
+            store.admit(100)
+        store.abandon(first)
+        store.admit(100)
+
+
 def test_the_number_of_kept_jobs_is_bounded(folder: Path) -> None:
     with opened(folder, replace(ROOMY, jobs=1)) as store:
         job = accepted(store)
