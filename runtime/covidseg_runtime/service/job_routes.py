@@ -140,6 +140,8 @@ def _add_job(routes: APIRouter, service: Service) -> None:
         job = await with_disk(service.store.cancel_or_remove, job_id)
         if job is None:
             return Response(status_code=204)
+        if job.is_finished:  # of one that runs, its worker tells
+            service.metrics.job_ended(job)
         response.status_code = 200 if job.is_finished else 202
         return job_message(job, service.store)
 

@@ -184,6 +184,7 @@ def test_a_job_that_waits_or_runs_is_cancelled_and_one_that_ended_is_removed(set
         assert client.get(f"/v1/jobs/{running}/labels").status_code == 409
         answer = client.delete(f"/v1/jobs/{waiting}")
         assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
+        assert 'covidseg_jobs_total{outcome="cancelled"} 1.0' in client.get("/metrics").text
         assert client.delete(f"/v1/jobs/{running}").status_code == 202
         engine.gate.set()
         assert client.ended(running)["state"] == "cancelled"
