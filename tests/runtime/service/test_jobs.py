@@ -6,8 +6,10 @@ import io
 import json
 import shutil
 import sys
+import time
 import zipfile
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import nibabel
@@ -97,6 +99,19 @@ def test_a_zip_of_a_series_gets_dicom_objects(client, tmp_path) -> None:
         found = dcmread(io.BytesIO(answer.read("seg.dcm")))
     assert found.StudyInstanceUID == series()[0].StudyInstanceUID
     assert len(series()) == SLICES
+
+
+def test_dicom_objects_tell_the_time_of_the_place(client, tmp_path, monkeypatch) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "series"), "zip", write(tmp_path / "series", series())))
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "FAR-14")  # 14 hours before UTC: mostly of another day
+        time.tzset()
+        job = client.ended(submitted(client, archive.read_bytes(), page="false")["id"])
+    time.tzset()
+    with zipfile.ZipFile(io.BytesIO(client.get(job["results"]["dicom"]).content)) as answer:
+        found = dcmread(io.BytesIO(answer.read("seg.dcm")))
+    expected = datetime.fromisoformat(job["accepted"]) + timedelta(hours=14)
+    assert found.ContentDate + found.ContentTime[:6] == expected.strftime("%Y%m%d%H%M%S")
 
 
 def test_without_their_extras_there_is_no_page_and_dicom_is_refused(client, scan, tmp_path, monkeypatch) -> None:
