@@ -161,6 +161,17 @@ def test_nothing_of_an_uploads_name_is_kept(client, scan, settings) -> None:
     assert not any(b"DOE" in text for text in texts)
 
 
+def test_a_damaged_file_of_an_archive_is_told_to_its_sender_and_not_logged(client, tmp_path) -> None:
+    folder = write(tmp_path / "series", series())
+    whole = min(folder.iterdir()).read_bytes()
+    (folder / "DOE^JOHN.dcm").write_bytes(whole[:200])
+    archive = Path(shutil.make_archive(str(tmp_path / "series"), "zip", folder))
+    job = client.ended(submitted(client, archive.read_bytes())["id"])
+    assert "DOE^JOHN.dcm" in job["error"]["sentence"]
+    wait_for(lambda: client.lines)
+    assert client.lines == [f"{job['id']}: failed: unsuitable scan, its job says why"]
+
+
 def test_an_idempotency_key_makes_one_job(client, scan) -> None:
     def send(scan: bytes, **fields: str):
         return client.post(
