@@ -104,7 +104,7 @@ def test_a_zip_of_a_series_gets_dicom_objects(client, tmp_path) -> None:
 def test_dicom_objects_tell_the_time_of_the_place(client, tmp_path, monkeypatch) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "series"), "zip", write(tmp_path / "series", series())))
     with monkeypatch.context() as patch:
-        patch.setenv("TZ", "FAR-14")  # 14 hours before UTC: mostly of another day
+        patch.setenv("TZ", "FAR-14")  # 14 hours ahead of UTC: mostly the next day
         time.tzset()
         job = client.ended(submitted(client, archive.read_bytes(), page="false")["id"])
     time.tzset()
