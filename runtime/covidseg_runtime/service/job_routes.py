@@ -55,7 +55,7 @@ _UPLOAD_BODY: Mapping[str, Any] = {
                     "min_lesion_ml": {"type": "number", "minimum": 0, "default": 0.05},
                     "window": {
                         "type": "string",
-                        "pattern": "^-[1-9][0-9]{2},[1-9][0-9]{2}$",
+                        "pattern": "^-([1-9][0-9]{2}|[12][0-9]{3}),([1-9][0-9]{2}|[1-4][0-9]{3})$",
                         "description": "LOW,HIGH in HU, where the scan holds grey levels of it: -1250,250.",
                     },
                     "page": {"type": "boolean", "default": True, "description": "Also make the page for people."},
