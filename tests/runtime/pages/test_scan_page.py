@@ -247,6 +247,16 @@ def test_a_range_that_is_unknown_is_told(small: Small) -> None:
     assert "The network's probabilities are not calibrated (temperature 1)." in words
 
 
+def test_that_nothing_was_found_is_not_told_as_sure(small: Small) -> None:
+    volume, labels, report = small(_lungs())
+    nothing = {"low_ml": 0.0, "high_ml": 0.0, "cases": 9, "share": 0.8}
+    report["uncertainty"] = {"infection_volume_ml": nothing, "probability": {"temperature": 1.0, "cases": 0}}
+    words = words_of(render_scan_page(volume, labels, report))
+    assert "0.0 to" not in words
+    assert "Infection of" not in words
+    assert "Infection may have been missed." in words
+
+
 def test_a_hostile_name_stays_text(small: Small) -> None:
     volume, labels, report = small(_lungs())
     report["scan"]["file"] = "<script>alert(1)</script>\"'&ü.nii.gz"
