@@ -273,6 +273,18 @@ def test_more_lesions_than_are_listed_are_told(small: Small) -> None:
     assert f"The largest {MOST_LESIONS} of {MOST_LESIONS + 5}." in section_of(page, "lesions")
 
 
+def test_all_lesions_of_a_corrected_label_map_are_no_part_of_those_of_its_report(small: Small) -> None:
+    labels = _lungs()
+    labels[5:7, 5:7, 5:7] = labels[10:12, 5:7, 5:7] = labels[14:16, 15:17, 5:7] = 3
+    volume, _, report = small(labels)
+    assert report["measures"]["lesion_count"] == 3
+    corrected = labels.copy()
+    corrected[14:16, 15:17, 5:7] = 2
+    words = section_of(render_scan_page(volume, corrected, report), "lesions")
+    assert "Largest first." in words
+    assert "The largest" not in words
+
+
 def test_labels_of_another_shape_are_refused(small: Small) -> None:
     volume, labels, report = small(_lungs())
     with pytest.raises(VolumeError, match="labels have shape"):
