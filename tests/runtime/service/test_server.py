@@ -107,7 +107,7 @@ def test_an_upload_that_is_being_accepted_when_the_service_gives_up_on_answers_b
         with pytest.raises(asyncio.CancelledError):
             await task
         go_on.set()
-        await asyncio.to_thread(wait_for, lambda: any((settings.folder / "queued").iterdir()), 10)
+        await asyncio.to_thread(wait_for, lambda: any((settings.folder / "queued").iterdir()))
 
     asyncio.run(upload_until_cancelled())
     (folder,) = (settings.folder / "queued").iterdir()
