@@ -154,7 +154,8 @@ def _compare(prior: _Files, current: LabelledScan, options: ReportOptions) -> di
     with needs_extra("report", "A comparison"):
         from covidseg_runtime.follow_up.comparison import compare_scans
 
-        return compare_scans(_read_labelled(prior, options.prior_date), current).describe()
+        earlier = _read_labelled(prior, options.prior_date, shear_tilt=options.shear_tilt)
+        return compare_scans(earlier, current).describe()
 
 
 def _read_lobes(path: Path, scan: Volume) -> NDArray[np.uint8]:

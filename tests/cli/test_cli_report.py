@@ -173,6 +173,19 @@ def test_a_series_is_read_again_as_its_report_says(here: Path, tmp_path: Path, t
     assert "Muster" not in page
 
 
+def test_the_tilt_of_an_earlier_series_is_undone_too(here: Path, tmp_path: Path, tiny_bundle: Path) -> None:
+    tilted = series()
+    for k, one in enumerate(tilted):
+        x, y, z = (float(value) for value in one.ImagePositionPatient)
+        one.ImagePositionPatient = [x, y + 0.3 * k, z]
+    for name, images in (("prior", tilted), ("scan", series())):
+        command = ["segment", str(write(tmp_path / name, images)), "--model", str(tiny_bundle), "--device", "cpu"]
+        assert CliRunner().invoke(main, [*command, "--shear-tilt"]).exit_code == 0
+    result = _report(tmp_path / "scan", "--prior", tmp_path / "prior", "--shear-tilt")
+    # Read it was; the phantom's lungs are too small to compare by.
+    assert (result.exit_code, "mL of lung" in result.stderr) == (3, True), result.stderr
+
+
 def test_a_window_is_that_of_the_report(here: Path, tiny_bundle: Path) -> None:
     grey = np.rint((phantom_hu() + 1250) / 1500 * 255).astype(np.uint8)
     grey[0, 0, :20] = np.arange(219, 239)  # more levels than a label map has

@@ -157,7 +157,7 @@ def _warn_of_uncertainty(scans: Pair) -> Iterator[str]:
     if ranges[0] is None or ranges[1] is None:
         return
     (low, high), (current_low, current_high) = ranges[0], ranges[1]
-    if max(low, current_low) <= min(high, current_high):
+    if max(low, current_low) <= min(high, current_high) and max(high, current_high) > 0:  # of nothing there is none
         yield (
             f"The uncertainty of the infection's volume is larger than its change: {low:.0f} to {high:.0f} mL in the "
             f"prior, {current_low:.0f} to {current_high:.0f} mL in the current scan."

@@ -159,6 +159,8 @@ def _range(report: Mapping[str, Any]) -> str:
     found = report["uncertainty"]["infection_volume_ml"]
     if found is None:
         return "range unknown: fewer than five cases were held out"
+    if not found["high_ml"]:  # that of nothing, scaled from 0, would say it is sure
+        return "no range: it is a multiple of what was found"
     low, high = f"{found['low_ml']:.1f}", ml(found["high_ml"])
     return f"{low} to {high}, as {found['share']:.0%} of {found['cases']} held-out cases"
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class JobFolders:
     """The folder of a service; its methods may be called by threads as long as no two work on the same job."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder, or make it, for its owner alone.
+        """Open the folder, or make it; what lies in it is its owner's alone.
 
         Raises:
             SettingsError: If it holds something else.
@@ -44,12 +44,12 @@ class JobFolders:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (folder / _MARK).is_file() and any(folder.iterdir()):
                 raise SettingsError(f"{folder} holds something else than a service's jobs; give a folder of its own.")
-            for name in _FOLDERS:
-                (folder / name).mkdir(exist_ok=True)
+            if not (folder / _MARK).is_file():
+                write_json(folder / _MARK, {"schema_version": 1, "content": "jobs of covidseg serve"})
+            for name in _FOLDERS:  # private also where somebody else made the folder
+                (folder / name).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise OutputError(f"The folder {folder} cannot be made: {error.strerror}.") from error
-        if not (folder / _MARK).is_file():
-            write_json(folder / _MARK, {"schema_version": 1, "content": "jobs of covidseg serve"})
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -145,7 +145,8 @@ class JobFolders:
             (self._folder / "gone" / job_id).touch()
             # Emptied under another name: nobody meets half of it, and what is left of it the next start clears away.
             emptied = self._folder / "working" / f"{job_id}.removed"
-            (self._folder / "finished" / job_id).rename(emptied)
+            with suppress(FileNotFoundError):  # somebody made room by hand
+                (self._folder / "finished" / job_id).rename(emptied)
         shutil.rmtree(emptied, ignore_errors=True)
 
     def forget_gone(self, job_id: str) -> None:

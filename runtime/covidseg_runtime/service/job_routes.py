@@ -55,7 +55,7 @@ _UPLOAD_BODY: Mapping[str, Any] = {
                     "min_lesion_ml": {"type": "number", "minimum": 0, "default": 0.05},
                     "window": {
                         "type": "string",
-                        "pattern": "^-[1-9][0-9]{2},[1-9][0-9]{2}$",
+                        "pattern": "^-([1-9][0-9]{2}|[12][0-9]{3}),([1-9][0-9]{2}|[1-4][0-9]{3})$",
                         "description": "LOW,HIGH in HU, where the scan holds grey levels of it: -1250,250.",
                     },
                     "page": {"type": "boolean", "default": True, "description": "Also make the page for people."},
@@ -140,6 +140,8 @@ def _add_job(routes: APIRouter, service: Service) -> None:
         job = await with_disk(service.store.cancel_or_remove, job_id)
         if job is None:
             return Response(status_code=204)
+        if job.is_finished:  # of one that runs, its worker tells
+            service.metrics.job_ended(job)
         response.status_code = 200 if job.is_finished else 202
         return job_message(job, service.store)
 

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 
-from covidseg_runtime.errors import CovidsegError
+from covidseg_runtime.errors import CovidsegError, OutputError
 from covidseg_runtime.service.job_folders import MOST_GONE, JobFolders
 from covidseg_runtime.service.jobs import STATES, Job, JobState, Outcome, now
 from covidseg_runtime.service.settings import ServiceLimits
@@ -111,8 +111,7 @@ class JobStore:
                 raise StorageFullError(
                     f"{self._limits.jobs} jobs are kept, as many as may; remove those whose results you have."
                 )
-            room = min(self._limits.disk_bytes - self._used(), free - self._limits.free_bytes)
-            if room < size:
+            if self._room(free) < size:
                 raise StorageFullError(
                     "There is no room for the upload; remove jobs whose results you have, or try again later."
                 )
@@ -174,6 +173,8 @@ class JobStore:
                 self._waiting.popleft()
                 self._jobs[job.id] = begun
                 self._cancels[job.id] = cancel
+            if self.is_cancelled(job.id):
+                cancel.set()
         return begun
 
     def wake(self) -> None:
@@ -218,15 +219,22 @@ class JobStore:
             OutputError: If the disk cannot be written; it waits all the same.
         """
         with self._moving:
-            if self.is_cancelled(job_id):
-                self.end(job_id, Outcome("cancelled"))
-                return
-            job = replace(self._jobs[job_id].queued_again(), attempts=attempts)
-            with self._changed:
-                self._jobs[job_id] = job
-                self._cancels.pop(job_id, None)
-                self._waiting.appendleft(job_id)
-            self._folders.note(job)
+            try:
+                if self.is_cancelled(job_id):
+                    self.end(job_id, Outcome("cancelled"))
+                    return
+            except OutputError:  # it is still cancelled, and ends when it is begun again
+                self._wait_again(job_id, attempts)
+                raise
+            self._folders.note(self._wait_again(job_id, attempts))
+
+    def _wait_again(self, job_id: str, attempts: int) -> Job:
+        job = replace(self._jobs[job_id].queued_again(), attempts=attempts)
+        with self._changed:
+            self._jobs[job_id] = job
+            self._cancels.pop(job_id, None)
+            self._waiting.appendleft(job_id)
+        return job
 
     def cancel_or_remove(self, job_id: str) -> Job | None:
         """Cancel what is not finished, remove what is; None: it is removed.
@@ -250,6 +258,7 @@ class JobStore:
             with self._changed:
                 self._waiting.remove(job_id)
                 self._jobs[job_id] = ended
+                self._cancelled.discard(job_id)
             return ended
 
     def remove_expired(self) -> int:
@@ -327,12 +336,12 @@ class JobStore:
 
     def has_room(self) -> bool:
         """Whether an upload of the largest size would be taken."""
-        free = self._folders.free_bytes() - self._limits.free_bytes
+        free = self._folders.free_bytes()
         with self._changed:
             admitted = len(self._admitted)
             is_full = len(self._waiting) + admitted >= self._limits.queue
             is_full = is_full or len(self._jobs) + admitted >= self._limits.jobs
-            return not is_full and min(self._limits.disk_bytes - self._used(), free) >= self._limits.upload_bytes
+            return not is_full and self._room(free) >= self._limits.upload_bytes
 
     def seconds_to_wait(self) -> int:
         """After how long a place may be free: a job's mean of late, in whole seconds."""
@@ -343,8 +352,16 @@ class JobStore:
         """When a finished job is removed, in UTC."""
         return None if job.finished is None else (job.finished + self._keep).isoformat(timespec="milliseconds")
 
+    def _room(self, free: int) -> int:
+        """Bytes for another upload, of so many that are free on the disk."""
+        # What has come in of an upload is no longer free, and counts twice until all of it is here.
+        return min(self._limits.disk_bytes - self._used(), free - self._limits.free_bytes - self._coming())
+
     def _used(self) -> int:
-        return sum(job.size for job in self._jobs.values()) + sum(one.size for one in self._admitted.values())
+        return sum(job.size for job in self._jobs.values()) + self._coming()
+
+    def _coming(self) -> int:
+        return sum(one.size for one in self._admitted.values())
 
     def _is_expired(self, job: Job) -> bool:
         return job.finished is not None and job.finished + self._keep <= now()

@@ -108,7 +108,9 @@ def _write_dicom(
     from covidseg_runtime.dicom.results import make_results
 
     try:
-        objects = make_results(volume, segmentation, report, source, when=job.accepted.replace(tzinfo=None))
+        # DICOM without a time zone is the hospital's time.
+        when = job.accepted.astimezone().replace(tzinfo=None)
+        objects = make_results(volume, segmentation, report, source, when=when)
     except VolumeError as error:
         return str(error)
     write_bytes_atomic(results / RESULT_FILES["dicom"], _zipped(objects))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -65,7 +66,11 @@ async def take_in(service: Service, request: Request, idempotency_key: str | Non
         if earlier is not None:
             return _same(earlier, upload)
         made = Job(admission.job_id, upload.scan, upload.options, upload.fingerprint, now(), key)
-        job = await with_disk(store.accept, admission, made)
+        try:
+            job = await with_disk(store.accept, admission, made)
+        except asyncio.CancelledError:  # the service ends; the thread that accepts does not, and needs the folder
+            job = made
+            raise
         return job
     finally:
         if job is None:

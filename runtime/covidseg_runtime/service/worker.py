@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
-from covidseg_runtime.errors import CovidsegError, OutputError, SegmentationCancelled
+from covidseg_runtime.errors import CovidsegError, OutputError, SegmentationCancelled, VolumeError
 from covidseg_runtime.segmenter import Segmenter
 from covidseg_runtime.service.job_folders import JobFolders
 from covidseg_runtime.service.job_store import JobStore
@@ -114,8 +114,7 @@ class Workers:
             raise
         else:
             self._watcher.job_ended(ended)
-            why = "" if outcome.failure is None else f": {outcome.failure.sentence}"
-            self._report(f"{job.id}: {ended.state}{why}")
+            self._report(f"{job.id}: {ended.state}{_why(ended.outcome)}")
 
     def _outcome_of(self, job: Job, cancel: threading.Event) -> Outcome:
         """Do what is asked for.
@@ -149,6 +148,15 @@ class Workers:
             # What it says may tell who the patient is.
             return _failed(f"An unexpected {type(error).__name__}; covidseg segment on the same scan shows where.")
         return Outcome("done", missing=missing)
+
+
+def _why(outcome: Outcome | None) -> str:
+    """For the log; the sentence on a scan may name one of its files, and with it a patient."""
+    failure = None if outcome is None else outcome.failure
+    if failure is None:
+        return ""
+    told = "unsuitable scan, its job says why" if failure.exit_code == VolumeError.exit_code else failure.sentence
+    return f": {told}"
 
 
 def _failed(sentence: str) -> Outcome:

@@ -103,6 +103,7 @@ def test_a_change_within_the_uncertainty_is_told():
     (warning,) = warnings_of(scan(**within(20, 40)), a_bit_larger(1.1, **within(35, 70)))
     assert "20 to 40 mL in the prior, 35 to 70 mL in the current scan" in warning
     assert warnings_of(scan(**within(20, 40)), a_bit_larger(1.1, **within(50, 70))) == ()
+    assert warnings_of(scan(**within(0, 0)), a_bit_larger(1.1, **within(0, 0))) == ()
 
 
 def test_a_window_without_the_limit_of_consolidation_is_told():

@@ -247,6 +247,16 @@ def test_a_range_that_is_unknown_is_told(small: Small) -> None:
     assert "The network's probabilities are not calibrated (temperature 1)." in words
 
 
+def test_that_nothing_was_found_is_not_told_as_sure(small: Small) -> None:
+    volume, labels, report = small(_lungs())
+    nothing = {"low_ml": 0.0, "high_ml": 0.0, "cases": 9, "share": 0.8}
+    report["uncertainty"] = {"infection_volume_ml": nothing, "probability": {"temperature": 1.0, "cases": 0}}
+    words = words_of(render_scan_page(volume, labels, report))
+    assert "0.0 to" not in words
+    assert "Infection of" not in words
+    assert "Infection may have been missed." in words
+
+
 def test_a_hostile_name_stays_text(small: Small) -> None:
     volume, labels, report = small(_lungs())
     report["scan"]["file"] = "<script>alert(1)</script>\"'&ü.nii.gz"
@@ -261,6 +271,18 @@ def test_more_lesions_than_are_listed_are_told(small: Small) -> None:
         labels[5 + 2 * (number % 5), 5 + 4 * (number // 5), 5] = 3
     page = render_scan_page(*small(labels))
     assert f"The largest {MOST_LESIONS} of {MOST_LESIONS + 5}." in section_of(page, "lesions")
+
+
+def test_all_lesions_of_a_corrected_label_map_are_no_part_of_those_of_its_report(small: Small) -> None:
+    labels = _lungs()
+    labels[5:7, 5:7, 5:7] = labels[10:12, 5:7, 5:7] = labels[14:16, 15:17, 5:7] = 3
+    volume, _, report = small(labels)
+    assert report["measures"]["lesion_count"] == 3
+    corrected = labels.copy()
+    corrected[14:16, 15:17, 5:7] = 2
+    words = section_of(render_scan_page(volume, corrected, report), "lesions")
+    assert "Largest first." in words
+    assert "The largest" not in words
 
 
 def test_labels_of_another_shape_are_refused(small: Small) -> None:

@@ -102,6 +102,11 @@ def test_a_page_of_another_site_is_refused(client: Asked, scan: bytes) -> None:
     assert client.get("/v1/jobs").headers.get("access-control-allow-origin") is None
 
 
+@pytest.mark.parametrize("origin", ["null", "http://[", "http://[::1", "nonsense", ""])
+def test_an_origin_that_is_none_is_refused_like_another_site(client: Asked, origin: str) -> None:
+    assert exchange(client.port, "GET /v1/jobs", f"Origin: {origin}").startswith(b"HTTP/1.1 403 ")
+
+
 def test_with_a_token_it_answers_to_any_name(locked: Asked) -> None:
     shown = {"Host": "scans.example.org", "Authorization": f"Bearer {TOKEN}"}
     assert locked.get("/v1/jobs", headers=shown).status_code == 200

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from service_peers import ROOMY, asking
+from service_peers import ROOMY, asking, wait_for
 
 from covidseg_runtime.errors import OutputError, SettingsError
 from covidseg_runtime.service import job_folders
@@ -126,6 +126,16 @@ def test_what_was_removed_stays_known_as_gone(folder: Path) -> None:
         store.get("0" * 32)
 
 
+def test_results_that_were_removed_by_hand_do_not_stop_the_work(settings, segmenter, scan, monkeypatch) -> None:
+    monkeypatch.setattr("covidseg_runtime.service.worker._WAIT_FOR_DISK_S", 0.05)
+    with asking(replace(settings, keep_s=0.5), segmenter) as client:
+        removed = client.ended(client.submit(scan, page="false").json()["id"])["id"]
+        shutil.rmtree(settings.folder / "finished" / removed)
+        wait_for(lambda: client.get(f"/v1/jobs/{removed}").status_code == 410)
+        wait_for(lambda: client.service.store.used_bytes() == 0)
+        assert client.lines == [f"{removed}: done"]
+
+
 def test_only_so_many_jobs_are_remembered_as_gone(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr("covidseg_runtime.service.job_store.MOST_GONE", 2)
     monkeypatch.setattr(job_folders, "MOST_GONE", 2)
@@ -163,6 +173,17 @@ def test_bytes_are_bounded_and_given_back(folder: Path) -> None:
         assert store.used_bytes() == 0
     with opened(folder, replace(ROOMY, free_bytes=1 << 60)) as store, pytest.raises(StorageFullError):
         store.admit(1)
+
+
+def test_uploads_on_their_way_leave_the_disk_as_free_as_one_does(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(JobFolders, "free_bytes", lambda _: 350)
+    with opened(folder, replace(ROOMY, free_bytes=100, upload_bytes=100)) as store:
+        first, _ = store.admit(100), store.admit(100)
+        assert not store.has_room()
+        with pytest.raises(StorageFullError):
+            store.admit(100)
+        store.abandon(first)
+        store.admit(100)
 
 
 def test_the_number_of_kept_jobs_is_bounded(folder: Path) -> None:
@@ -208,6 +229,26 @@ def test_a_job_that_is_cancelled_while_the_service_stops_ends(folder: Path) -> N
         store.put_back(job.id, attempts=0)
         assert store.get(job.id).state == "cancelled"
         assert store.begin(threading.Event(), 0) is None
+
+
+def test_a_job_whose_cancelling_cannot_be_written_waits_and_ends_cancelled(folder: Path, monkeypatch) -> None:
+    def full(path, value) -> None:
+        raise OutputError("full")
+
+    with opened(folder) as store:
+        job = accepted(store)
+        begun(store)
+        store.cancel_or_remove(job.id)
+        monkeypatch.setattr(job_folders, "write_json", full)
+        for act in (lambda: store.end(job.id, Outcome("cancelled")), lambda: store.put_back(job.id, attempts=1)):
+            with pytest.raises(OutputError):
+                act()
+        monkeypatch.undo()
+        assert (store.get(job.id).state, store.queue_length()) == ("queued", 1)
+        cancel = threading.Event()
+        assert store.begin(cancel, 0) is not None
+        assert cancel.is_set()
+        assert store.end(job.id, Outcome("cancelled")).state == "cancelled"
 
 
 def test_a_full_disk_changes_nothing(folder: Path, monkeypatch) -> None:
@@ -262,6 +303,25 @@ def test_a_damaged_job_is_named(folder: Path) -> None:
 def test_the_folder_is_its_owners_alone(folder: Path) -> None:
     JobFolders(folder)
     assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_what_lies_in_a_folder_that_others_can_read_is_its_owners_alone(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o755)
+    JobFolders(folder)
+    assert [path.name for path in folder.iterdir() if path.is_dir() and path.stat().st_mode & 0o077] == []
+
+
+def test_a_folder_whose_first_start_met_a_full_disk_is_taken_at_the_next(folder: Path, monkeypatch) -> None:
+    def full(path, value) -> None:
+        raise OutputError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job_folders, "write_json", full)
+        with pytest.raises(OutputError):
+            JobFolders(folder)
+    with opened(folder) as store:
+        assert accepted(store).state == "queued"
 
 
 def test_a_job_that_ended_the_process_thrice_fails(settings, segmenter, scan, folder: Path) -> None:

@@ -6,8 +6,10 @@ import io
 import json
 import shutil
 import sys
+import time
 import zipfile
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import nibabel
@@ -99,6 +101,19 @@ def test_a_zip_of_a_series_gets_dicom_objects(client, tmp_path) -> None:
     assert len(series()) == SLICES
 
 
+def test_dicom_objects_tell_the_time_of_the_place(client, tmp_path, monkeypatch) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "series"), "zip", write(tmp_path / "series", series())))
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "FAR-14")  # 14 hours ahead of UTC: mostly the next day
+        time.tzset()
+        job = client.ended(submitted(client, archive.read_bytes(), page="false")["id"])
+    time.tzset()
+    with zipfile.ZipFile(io.BytesIO(client.get(job["results"]["dicom"]).content)) as answer:
+        found = dcmread(io.BytesIO(answer.read("seg.dcm")))
+    expected = datetime.fromisoformat(job["accepted"]) + timedelta(hours=14)
+    assert found.ContentDate + found.ContentTime[:6] == expected.strftime("%Y%m%d%H%M%S")
+
+
 def test_without_their_extras_there_is_no_page_and_dicom_is_refused(client, scan, tmp_path, monkeypatch) -> None:
     for name in [name for name in sys.modules if name.startswith("covidseg_runtime.pages.")]:
         monkeypatch.delitem(sys.modules, name)
@@ -146,6 +161,17 @@ def test_nothing_of_an_uploads_name_is_kept(client, scan, settings) -> None:
     assert not any(b"DOE" in text for text in texts)
 
 
+def test_a_damaged_file_of_an_archive_is_told_to_its_sender_and_not_logged(client, tmp_path) -> None:
+    folder = write(tmp_path / "series", series())
+    whole = min(folder.iterdir()).read_bytes()
+    (folder / "DOE^JOHN.dcm").write_bytes(whole[:200])
+    archive = Path(shutil.make_archive(str(tmp_path / "series"), "zip", folder))
+    job = client.ended(submitted(client, archive.read_bytes())["id"])
+    assert "DOE^JOHN.dcm" in job["error"]["sentence"]
+    wait_for(lambda: client.lines)
+    assert client.lines == [f"{job['id']}: failed: unsuitable scan, its job says why"]
+
+
 def test_an_idempotency_key_makes_one_job(client, scan) -> None:
     def send(scan: bytes, **fields: str):
         return client.post(
@@ -184,6 +210,7 @@ def test_a_job_that_waits_or_runs_is_cancelled_and_one_that_ended_is_removed(set
         assert client.get(f"/v1/jobs/{running}/labels").status_code == 409
         answer = client.delete(f"/v1/jobs/{waiting}")
         assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
+        assert 'covidseg_jobs_total{outcome="cancelled"} 1.0' in client.get("/metrics").text
         assert client.delete(f"/v1/jobs/{running}").status_code == 202
         engine.gate.set()
         assert client.ended(running)["state"] == "cancelled"

@@ -6,11 +6,13 @@ Longer, by hand: the command below with --max-examples 300, which makes some 4,0
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from service_peers import asking, serving
 
 HERE = Path(__file__).parent
@@ -43,6 +45,16 @@ def test_the_description_names_every_path_and_the_token(client) -> None:
         description["paths"]
     )
     assert "securitySchemes" not in description["components"]  # this one has no token
+
+
+@pytest.mark.parametrize(
+    ("window", "is_one"),
+    [("-1250,250", True), ("-1000,400", True), ("-160,240", True), ("250,-1250", False), ("-1250", False)],
+)
+def test_the_described_form_of_a_window_is_that_of_windows(client, window: str, is_one: bool) -> None:
+    form = client.get("/openapi.json").json()["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]
+    described = form["multipart/form-data"]["schema"]["properties"]["window"]
+    assert (re.search(described["pattern"], window) is not None) is is_one
 
 
 def test_what_needs_the_token_says_so(settings, segmenter) -> None:

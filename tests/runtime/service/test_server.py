@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import shutil
 import signal
@@ -15,8 +16,11 @@ import nibabel
 import numpy as np
 import pytest
 from service_peers import ServeProcess, exchange, serving, wait_for, wait_for_end
+from starlette.requests import Request
 
 from covidseg_runtime import Segmenter, SegmentSettings, read_volume
+from covidseg_runtime.service.service import Service
+from covidseg_runtime.service.submission import take_in
 
 CROP = Path(__file__).parents[2] / "data" / "lidc_0001_crop_ct.nii.gz"
 
@@ -75,6 +79,39 @@ def test_an_answer_on_its_way_is_sent_before_the_end(tmp_path: Path, tiny_bundle
     assert answers[0].status_code == 202
     kept = [path.name for state in ("queued", "finished") for path in (folder / state).iterdir()]
     assert kept == [answers[0].json()["id"]]
+
+
+def test_an_upload_that_is_being_accepted_when_the_service_gives_up_on_answers_becomes_a_job(
+    settings, segmenter, monkeypatch
+) -> None:
+    service, accepting, go_on = Service(settings, segmenter), threading.Event(), threading.Event()
+    queue = service.folders.queue
+
+    def slow_disk(job) -> None:
+        accepting.set()
+        assert go_on.wait(30)
+        queue(job)
+
+    monkeypatch.setattr(service.folders, "queue", slow_disk)
+    part = b'--b\r\nContent-Disposition: form-data; name="scan"; filename="a"\r\n\r\n' + CROP.read_bytes()
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": part + b"\r\n--b--\r\n", "more_body": False}
+
+    async def upload_until_cancelled() -> None:
+        headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "headers": headers}
+        task = asyncio.create_task(take_in(service, Request(scope, receive), None))
+        assert await asyncio.to_thread(accepting.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+        await asyncio.to_thread(wait_for, lambda: any((settings.folder / "queued").iterdir()))
+
+    asyncio.run(upload_until_cancelled())
+    (folder,) = (settings.folder / "queued").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["job.json", "scan.nii.gz"]
 
 
 def test_it_prints_where_it_listens_and_that_it_is_for_research(tmp_path: Path, tiny_bundle: Path) -> None:
