@@ -209,7 +209,7 @@ def _print_summary(report: dict[str, Any], files: OutputFiles) -> None:
 
 def _range_of(report: dict[str, Any]) -> str:
     found = report["uncertainty"]["infection_volume_ml"]
-    if found is None:
+    if found is None or not found["high_ml"]:  # 0.0 to 0.0 mL would say that nothing was missed
         return ""
     low, high = f"{found['low_ml']:.1f}", f"{found['high_ml']:.1f}"
     return f" (as {found['share']:.0%} of {found['cases']} held-out cases: {low} to {high} mL)"

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from phantom import PHANTOM_SPACING_MM, phantom_hu, phantom_labels, spl_affine
 
 from covidseg.cli import main
+from covidseg.cli.segment import _range_of
 
 CROP = Path(__file__).parents[1] / "data" / "lidc_0001_crop_ct.nii.gz"
 
@@ -203,6 +204,12 @@ def test_a_damaged_scan_is_exit_3_and_nothing_is_written(here: Path, tiny_bundle
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.splitlines()) == 1
     assert [path.name for path in here.iterdir()] == ["broken.nii.gz"]
+
+
+@pytest.mark.parametrize(("high_ml", "told"), [(12.0, " (as 80% of 8 held-out cases: 4.0 to 12.0 mL)"), (0.0, "")])
+def test_a_range_is_printed_of_what_was_found_and_not_of_nothing(high_ml: float, told: str) -> None:
+    found = {"low_ml": high_ml / 3, "high_ml": high_ml, "share": 0.8, "cases": 8}
+    assert _range_of({"uncertainty": {"infection_volume_ml": found}}) == told
 
 
 @pytest.mark.parametrize("name", ["overlay.png", "slice.dcm", "notes.txt"])

@@ -145,7 +145,7 @@ def _cards(report: Mapping[str, Any], severity: Severity) -> tuple[Card, ...]:
         Card(
             "Ground glass / consolidation",
             f"{measures['ground_glass_ml']:.1f} / {ml(measures['consolidation_ml'])}",
-            f"{measures['lesion_count']} lesions",
+            f"{measures['lesion_count']} lesion{'' if measures['lesion_count'] == 1 else 's'}",
         ),
         Card(
             "CT grade",
