@@ -1,17 +1,22 @@
 """How good is a recipe on patients it did not learn from? The held-out cases of several folds in one table.
 
     python benchmarks/cross_validation.py BUNDLE BUNDLE ... [--external PREFIX] [--without CASE ...]
-        [--overlays FOLDER --data DATA]    # the best, the median and the worst inner case by its own fold, as JPEG
+        [--data DATA [--overlays FOLDER]]
 
 Every BUNDLE is a fold that `covidseg export` wrote; it measured its held-out cases by the whole runtime, on the scan's
 own grid (`metrics.held_out` of bundle.json). A case held out by several folds counts once, by its mean. The means over
 cases are given for those in training folds and, apart, for external ones: their names begin with --external, and no
 fold learned from any.
+
+With --data, each inner case is segmented once more, by a fold that held it out, and its DSC is given with the decision
+moved, which tells cases whose reference is drawn more generously or more strictly from those that were not understood.
+With --overlays, the best, the median and the worst are drawn as JPEG.
 """
 
 import argparse
 import io
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +25,12 @@ from typing import Any
 from PIL import Image
 from record import keep_result
 
-from covidseg import Segmenter, read_label_map, read_volume
+from covidseg import Segmenter, SegmentSettings, read_label_map, read_volume
+from covidseg_runtime.metrics import dice
 from covidseg_runtime.preview import render_preview
 
+# Added to the logit of the calibrated probability.
+OFFSETS = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 MEASURES = ("dsc", "nsd_3mm", "predicted_ml", "reference_ml")
 
 
@@ -64,6 +72,26 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def move_decision(data: Path, bundles: Sequence[Path], cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """DSC of each case, and their mean, with each of OFFSETS added to the logit of infection, within the lungs."""
+    rows: dict[str, list[float]] = {}
+    for case in (str(row["case"]) for row in cases):
+        bundle = next(one for one in bundles if holds_out(one, case))
+        reference = read_label_map(data / f"{case}_infection.nii.gz").voxels > 0
+        settings = SegmentSettings(keep_probability=True)
+        with Segmenter.open(str(bundle), precision="f32", settings=settings) as segmenter:
+            found = segmenter.segment(read_volume(data / f"{case}_ct.nii.gz"))
+        if found.infection_probability is None:
+            raise SystemExit(f"{bundle} gives no probability")
+        lungs = found.labels > 0
+        rows[case] = [
+            round(dice((found.infection_probability > 255 / (1 + math.exp(offset))) & lungs, reference), 4)
+            for offset in OFFSETS
+        ]
+    means = [round(statistics.fmean(values), 4) for values in zip(*rows.values(), strict=True)]
+    return {"offsets": list(OFFSETS), "mean_dsc": means, "dsc": rows}
+
+
 def draw_overlays(folder: Path, data: Path, bundles: Sequence[Path], cases: Sequence[Mapping[str, Any]]) -> None:
     """Write overlays of the best, the median and the worst case, each by a fold that held it out."""
     ranked = sorted(cases, key=lambda one: -float(one["dsc"]))
@@ -92,11 +120,11 @@ def main() -> None:
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--external", default="radiopaedia", help="how the names of external cases begin")
     parser.add_argument("--without", nargs="*", default=["radiopaedia_29_86490_1_128"], help="cases that do not count")
+    parser.add_argument("--data", type=Path, help="folder of the cases, to move the decision")
     parser.add_argument("--overlays", type=Path, help="folder of the pictures")
-    parser.add_argument("--data", type=Path, help="folder of the cases, for the pictures")
     arguments = parser.parse_args()
-    if (arguments.overlays is None) != (arguments.data is None):
-        parser.error("--overlays and --data go together")
+    if arguments.overlays is not None and arguments.data is None:
+        parser.error("--overlays needs --data")
     folds, learned = read_folds(arguments.bundles)
     cases = mean_of_cases(folds, arguments.without)
     external = [one for one in cases if one["case"].startswith(arguments.external)]
@@ -110,6 +138,7 @@ def main() -> None:
             "never_held_out": sorted(learned - {one["case"] for one in inner}),
             "inner": summarise(inner),
             "external": summarise(external) if external else None,
+            "moved": move_decision(arguments.data, arguments.bundles, inner) if arguments.data is not None else None,
             "rows": [{key: round(v, 4) if isinstance(v, float) else v for key, v in one.items()} for one in cases],
         },
     )
