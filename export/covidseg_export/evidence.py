@@ -17,8 +17,9 @@ from covidseg_runtime.errors import BundleError
 from covidseg_runtime.segmenter import Segmenter
 from covidseg_train.datasets.dataset import Dataset
 
-# What makes two trainings folds of one recipe.
-RECIPE = ("dataset", "strategy", "seed", "steps", "batch_size", "patch_shape", "optimiser")
+# What makes two trainings folds of one recipe, beside how many trainings each goes on from. Not after how many steps
+# validation was best, which differs from fold to fold.
+RECIPE = ("dataset", "strategy", "seed", "batch_size", "patch_shape", "optimiser")
 
 # A case with less infection is shown and not averaged: a few voxels make its DSC 0 or 1.
 SMALLEST_REFERENCE_ML = 1.0
@@ -81,6 +82,8 @@ def held_out_rows(bundle: ModelBundle) -> list[Mapping[str, Any]]:
 def _rows_of_fold(fold: ModelBundle, training: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     theirs, rows = fold.card.get("training", {}), held_out_rows(fold)
     other = [key for key in RECIPE if theirs.get(key) != training.get(key)]
+    if len(theirs.get("pretraining", ())) != len(training.get("pretraining", ())):
+        other.append("pretraining")
     if other or not rows:
         why = f"differs in {', '.join(other)}" if other else "held no case out"
         raise BundleError(f"Bundle {fold.name} {why}; give folds of the same study, exported from its cells.")

@@ -76,12 +76,23 @@ def test_folds_stand_in_the_metrics_with_their_name(fold, tiny_bundle):
 
 
 @pytest.mark.parametrize(
-    ("change", "why"), [({"steps": 20}, "differs in steps"), ({"validation": ["c", "v"]}, "held no case out")]
+    ("change", "why"),
+    [
+        ({"seed": 2}, "differs in seed"),
+        ({"pretraining": [{}], "seed": 2}, "differs in seed, pretraining"),
+        ({"validation": ["c", "v"]}, "held no case out"),
+    ],
 )
 def test_a_fold_of_another_recipe_or_without_results_is_refused(fold, tiny_bundle, change, why):
     other = with_card(fold, training={**TRAINING, **change})
     with Segmenter.open(str(tiny_bundle)) as segmenter, pytest.raises(BundleError, match=why):
         measure_evidence(Evidence(folds=(other,)), TRAINING, segmenter)
+
+
+def test_a_fold_whose_best_checkpoint_came_at_another_step_is_of_the_same_recipe(fold, tiny_bundle):
+    other = with_card(fold, training={**TRAINING, "steps": 20})
+    with Segmenter.open(str(tiny_bundle)) as segmenter:
+        assert measure_evidence(Evidence(folds=(other,)), TRAINING, segmenter)["cross_validation"]
 
 
 def test_another_data_set_is_measured_and_set_beside(fold, tiny_bundle, simulated_set):
