@@ -65,6 +65,6 @@ def test_the_bundle_is_small_and_says_what_it_is() -> None:
     bundle = load_bundle(folder)
     assert bundle.card["licence"] == "CC BY-NC-SA 4.0"
     held_out = {result["case"]: result["dsc"] for result in bundle.card["metrics"]["held_out"]}
-    assert {"coronacases_002", "coronacases_008"} <= set(held_out)
+    assert "coronacases_002" in held_out, "the demo's patient"
     assert len({result["patient"] for result in bundle.card["metrics"]["cross_validation"]}) == 8
     assert not set(held_out) & set(bundle.card["training"]["train"])
