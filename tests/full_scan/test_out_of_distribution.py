@@ -82,7 +82,7 @@ def test_water_and_noise_give_no_quiet_number(segmenter):
     affine = np.array([[0, 0, -2.0, 0], [0, -2.0, 0, 0], [2.5, 0, 0, 0], [0, 0, 0, 1]])
     said = " ".join(segmenter.segment(Volume(hu, affine)).warnings)
     assert "is as light as lung" in said
-    assert "is air around the patient" in said or "found no lung" in said
+    assert any(why in said for why in ("is air around the patient", "found no lung", "lung has only 0% of the lung"))
     noise = np.random.default_rng(0).integers(-1000, 400, hu.shape, dtype=np.int16)
     with pytest.raises(VolumeError, match="hardly alike"):
         segmenter.segment(Volume(noise, affine))
