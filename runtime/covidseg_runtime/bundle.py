@@ -264,12 +264,7 @@ def bundle_to_json(bundle: ModelBundle) -> dict[str, Any]:
         "tile_plan": bundle.tile_plan.describe(),
         **{key: bundle.card[key] for key in _CARD_KEYS if key in bundle.card},
         "files": [
-            {
-                "role": file.role,
-                "name": file.name,
-                "sha256": file.sha256,
-                "precision": file.precision,
-            }
+            {"role": file.role, "name": file.name, "sha256": file.sha256, "precision": file.precision}
             for file in bundle.files
         ],
     }
