@@ -265,6 +265,14 @@ def test_the_shipped_study_is_the_few_shot_one():
     assert sorted(of_two) == sorted(case for case in study.target.cases if case.startswith("coronacases"))
 
 
+def test_the_study_of_strategies_runs_the_default_s_first_fold_once():
+    study, default = load_study("strategies"), load_study("default")
+    assert study.strategies == ("continual", "body", "encoder", "hybrid")
+    assert study.folds == default.folds[:1]
+    same = replace(default, name="strategies", strategies=study.strategies, folds=study.folds, refinement=None)
+    assert same == study
+
+
 def test_the_shipped_paper_study_is_the_benchmark_s_protocol():
     study = load_study("paper")
     folds = task1_folds()
