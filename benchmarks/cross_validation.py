@@ -1,12 +1,13 @@
 """How good is a recipe on patients it did not learn from? The held-out cases of several folds in one table.
 
     python benchmarks/cross_validation.py BUNDLE BUNDLE ... [--external PREFIX] [--without CASE ...]
-        [--data DATA [--overlays FOLDER]]
+        [--data DATA [--overlays FOLDER]] [--keep-as NAME]
 
 Every BUNDLE is a fold that `covidseg export` wrote; it measured its held-out cases by the whole runtime, on the scan's
 own grid (`metrics.held_out` of bundle.json). A case held out by several folds counts once, by its mean. The means over
 cases are given for those in training folds and, apart, for external ones: their names begin with --external, and no
-fold learned from any.
+fold learned from any. Where the other folds learn from external cases, one that does not is a table of its own:
+--keep-as external_validation.
 
 With --data, each inner case is segmented once more, by a fold that held it out, and its DSC is given with the decision
 moved, which tells cases whose reference is drawn more generously or more strictly from those that were not understood.
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=["radiopaedia_29_86490_1_128"], help="cases that do not count")
     parser.add_argument("--data", type=Path, help="folder of the cases, to move the decision")
     parser.add_argument("--overlays", type=Path, help="folder of the pictures")
+    parser.add_argument("--keep-as", default="cross_validation", help="name of the result")
     arguments = parser.parse_args()
     if arguments.overlays is not None and arguments.data is None:
         parser.error("--overlays needs --data")
@@ -132,7 +134,7 @@ def main() -> None:
     if any(one["case"] in learned for one in external):
         raise SystemExit("a fold learned from an external case")
     keep_result(
-        "cross_validation",
+        arguments.keep_as,
         {
             "folds": [{key: fold[key] for key in ("bundle", "commit")} for fold in folds],
             "never_held_out": sorted(learned - {one["case"] for one in inner}),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from covidseg_runtime.bundle import LABELS
 from covidseg_runtime.errors import VolumeError
 from covidseg_runtime.measures import INFECTION
+from covidseg_runtime.pages.report_shape import find_fault
 from covidseg_runtime.report import REPORT_SCHEMA_VERSION
 from covidseg_runtime.same_grid import on_grid_of
 from covidseg_runtime.spooling import planes
@@ -22,7 +23,6 @@ from covidseg_runtime.volume import Volume
 from covidseg_runtime.volume_files import read_label_map
 
 _SECTIONS = ("software", "model", "engine", "scan", "measures", "uncertainty", "warnings", "timings_s")
-_KEYS = {"scan": ("file", "shape", "spacing_mm"), "measures": ("lung_volume_ml", "infection_volume_ml")}
 _SPACING_MM = 1e-3
 # Volumes are written with three digits.
 _SHARE, _ML = 1e-3, 2e-3
@@ -69,15 +69,16 @@ def read_report(path: Path) -> SavedReport:
         raise VolumeError(
             f"{path.name} has schema version {version}, this covidseg knows {REPORT_SCHEMA_VERSION}: segment again."
         )
+    fault = find_fault(content)
+    if fault is not None:
+        raise VolumeError(f"{path.name} is damaged: {fault}; segment again.")
     return SavedReport(content, path.name)
 
 
 def _is_section(content: object, key: str) -> bool:
     if not isinstance(content, dict) or key not in content:
         return False
-    if key == "warnings":
-        return isinstance(content[key], list)
-    return isinstance(content[key], dict) and set(_KEYS.get(key, ())) <= content[key].keys()
+    return isinstance(content[key], list if key == "warnings" else dict)
 
 
 def read_labels(path: Path, scan: Volume) -> NDArray[np.uint8]:

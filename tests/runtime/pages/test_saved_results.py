@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scan_results import phantom_report, phantom_volume
 from covidseg_runtime.bundle import load_bundle
 from covidseg_runtime.errors import VolumeError
 from covidseg_runtime.pages.saved_results import judge_report, read_labels, read_report, tell_altered
+from covidseg_runtime.pages.scan_page import render_scan_page
 from covidseg_runtime.volume import Volume, to_orientation
 
 
@@ -54,7 +56,7 @@ def test_the_window_of_grey_levels_comes_back(tmp_path: Path, content: dict[str,
     [
         ("{", "is no JSON"),
         ("[]", "is no report of `covidseg segment`: it lacks software, model"),
-        ('{"scan": {}}', "it lacks software, model, engine, scan, measures"),
+        ('{"scan": {}}', "it lacks software, model, engine, measures"),
     ],
 )
 def test_what_is_no_report_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -77,6 +79,46 @@ def test_a_later_schema_is_refused(tmp_path: Path, content: dict[str, Any]) -> N
     content["schema_version"] = 2
     with pytest.raises(VolumeError, match="has schema version 2, this covidseg knows 1"):
         read_report(_written(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("section", "damage", "message"),
+    [
+        ("measures", {"lung_volume_ml": None}, "lung_volume_ml of measures of the report is null, a section"),
+        ("measures", {"lesion_count": "3"}, "lesion_count of measures of the report is '3', a whole number"),
+        ("measures", {"lung_volume_ml": {"whole": 1.0}}, "left of lung_volume_ml of measures of the report is missing"),
+        ("scan", {"spacing_mm": [1.0, 1.0]}, "is a list of 2, a list of 3 is expected"),
+        ("scan", {"spacing_mm": 1.0}, "is 1.0, a list is expected"),
+        ("scan", {"window_hu": [0, True]}, "a value of window_hu of scan of the report is True, a number is expected"),
+        ("model", {"files": ["model.onnx"]}, "is a list of 1, a section is expected"),
+        ("uncertainty", {"infection_volume_ml": {}}, "low_ml of infection_volume_ml of uncertainty"),
+    ],
+)
+def test_a_damaged_report_is_refused_with_the_place(
+    tmp_path: Path, content: dict[str, Any], section: str, damage: dict[str, Any], message: str
+) -> None:
+    content[section].update(damage)
+    with pytest.raises(VolumeError, match=rf"ct_covidseg\.json is damaged: .*{re.escape(message)}.*; segment again"):
+        read_report(_written(tmp_path, content))
+
+
+def test_whatever_is_taken_out_of_a_report_it_is_refused_or_makes_a_page(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    refused = 0
+    for section in [key for key, value in content.items() if isinstance(value, dict)]:
+        for key in content[section]:
+            for damaged in (
+                {name: value for name, value in content[section].items() if name != key},
+                {**content[section], key: {"another": "kind"}},
+            ):
+                try:
+                    report = read_report(_written(tmp_path, {**content, section: damaged}))
+                except VolumeError:
+                    refused += 1
+                else:
+                    render_scan_page(phantom_volume(), phantom_labels(), report.content)
+    assert refused > 40
 
 
 @pytest.mark.parametrize(
@@ -105,7 +147,8 @@ def test_the_report_of_something_else_is_refused(
 def test_a_report_on_other_labels_is_told_in_its_first_warning(
     tmp_path: Path, content: dict[str, Any], change: dict[str, Any], message: str
 ) -> None:
-    content["measures"].update(change)
+    for name, sides in change.items():
+        content["measures"][name].update(sides)
     content["warnings"] = ["another"]
     told = tell_altered(read_report(_written(tmp_path, content)), phantom_volume(), phantom_labels())
     first, last = told["warnings"]
