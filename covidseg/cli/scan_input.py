@@ -11,7 +11,7 @@ import click
 from covidseg.cli.exit_codes import needs_extra
 from covidseg.cli.segment_options import SegmentOptions
 from covidseg_runtime.errors import VolumeError
-from covidseg_runtime.scan_kind import NIFTI_ENDINGS, ScanKind, scan_kind
+from covidseg_runtime.scan_kind import ScanKind, has_nifti_ending, scan_kind
 
 if TYPE_CHECKING:
     from covidseg_runtime import Volume
@@ -55,7 +55,7 @@ def judge_input(scan: Path, options: SegmentOptions) -> ScanKind:
         VolumeError: if it is no file of a kind that is read.
     """
     kind = scan_kind(scan)
-    if kind == "nifti" and not scan.name.lower().endswith(NIFTI_ENDINGS):
+    if kind == "nifti" and not has_nifti_ending(scan.name):
         raise VolumeError(
             f"{scan.name} is no scan that is read: give NIfTI (.nii, .nii.gz), DICOM (the folder of a series, a zip "
             "archive or a multi-frame file), NRRD or MetaImage."

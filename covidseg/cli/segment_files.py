@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from covidseg.cli.exit_codes import needs_extra
+from covidseg_runtime.scan_kind import NIFTI_ENDINGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from covidseg_runtime import Segmentation
     from covidseg_runtime.dicom.results import ResultObject
 
-_NIFTI_ENDINGS = (".nii.gz", ".nii")
 _OTHER_ENDINGS = (".gz", ".zip", ".dcm", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
@@ -57,9 +57,9 @@ def plan_files(scan: Path, options: SegmentOptions) -> OutputFiles:
     if options.num_parts > 1 or options.part_id or options.overwrite:
         raise click.UsageError("--num-parts, --part-id and --overwrite are for a folder of scans")
     labels = options.output or Path(f"{stem(scan)}_covidseg.nii.gz")
-    if not labels.name.endswith(_NIFTI_ENDINGS):
+    if not labels.name.endswith(NIFTI_ENDINGS):
         raise click.UsageError(f"the label map {labels} must end in .nii.gz or .nii")
-    if options.probability is not None and not options.probability.name.endswith(_NIFTI_ENDINGS):
+    if options.probability is not None and not options.probability.name.endswith(NIFTI_ENDINGS):
         raise click.UsageError(f"the probability {options.probability} must end in .nii.gz or .nii")
     files = OutputFiles(
         labels=labels if "nifti" in options.output_type else None,
@@ -140,7 +140,7 @@ def _write_objects(folder: Path, objects: tuple[ResultObject, ...]) -> None:
 
 def stem(path: Path) -> str:
     """The name of a scan or a label map without its ending, of a folder its name."""
-    for ending in (*_NIFTI_ENDINGS, *_OTHER_ENDINGS):
+    for ending in (*NIFTI_ENDINGS, *_OTHER_ENDINGS):
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
     return path.resolve().name if path.is_dir() else path.stem

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covidseg_runtime.errors import SettingsError, VolumeError
+from covidseg_runtime.scan_kind import has_nifti_ending, is_gzip_name, without_nifti_ending
 
-_ENDINGS = (".nii.gz", ".nii")
 _OWN_NAME = "_covidseg"
 # Where NIfTI-1 keeps its description, and what `write_label_map` writes there.
 _DESCRIPTION = slice(148, 228)
@@ -112,7 +112,7 @@ def find_scans(job: FolderJob) -> tuple[FolderScan, ...]:
     first: dict[str, str] = {}
     scans = []
     for name in names:
-        stem = f"{_stem(name)}{_OWN_NAME}"
+        stem = f"{without_nifti_ending(name)}{_OWN_NAME}"
         twin = first.setdefault(stem, name)
         if job.part.has(name):
             scans.append(
@@ -152,7 +152,7 @@ def _walk(folder: Path) -> Iterator[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(current, name)
-            if name.endswith(_ENDINGS) and not name.startswith(".") and not _is_own_label_map(path):
+            if has_nifti_ending(name) and not name.startswith(".") and not _is_own_label_map(path):
                 yield path.relative_to(folder).as_posix()
 
 
@@ -161,14 +161,10 @@ def _refuse_unlisted(error: OSError) -> None:
 
 
 def _is_own_label_map(path: Path) -> bool:
-    if _stem(path.name).endswith(_OWN_NAME):
+    if without_nifti_ending(path.name).endswith(_OWN_NAME):
         return True
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+        with gzip.open(path) if is_gzip_name(path.name) else path.open("rb") as file:
             return file.read(_DESCRIPTION.stop)[_DESCRIPTION].startswith(_OWN_DESCRIPTION)
     except (OSError, EOFError, zlib.error):
         return False  # whatever it is, reading it as a scan will tell
-
-
-def _stem(name: str) -> str:
-    return name.removesuffix(".gz").removesuffix(".nii")

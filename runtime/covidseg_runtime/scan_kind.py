@@ -15,6 +15,22 @@ _FILES_LOOKED_AT = 64
 _DICOM_MARK, _DICOM_MARK_AT = b"DICM", 128
 
 
+def has_nifti_ending(name: str) -> bool:
+    """Whether a file's name ends as NIfTI's do; capitals, as other systems write them, make no difference."""
+    return name.lower().endswith(NIFTI_ENDINGS)
+
+
+def is_gzip_name(name: str) -> bool:
+    """Whether a file's name ends in ``.gz``, in capitals or not."""
+    return name.lower().endswith(".gz")
+
+
+def without_nifti_ending(name: str) -> str:
+    """A file's name, or a path, without ``.nii`` or ``.nii.gz``; any other name as it is."""
+    ending = next((one for one in NIFTI_ENDINGS if name.lower().endswith(one)), "")
+    return name[: len(name) - len(ending)]
+
+
 def scan_kind(path: Path) -> ScanKind:
     """Tell a NIfTI file, a DICOM series (folder, zip or multi-frame file), a file for SimpleITK, a folder of scans.
 
@@ -23,10 +39,9 @@ def scan_kind(path: Path) -> ScanKind:
     """
     if path.is_dir():
         return _kind_of_folder(path)
-    name = path.name.lower()
-    if name.endswith(NIFTI_ENDINGS):
+    if has_nifti_ending(path.name):
         return "nifti"
-    if name.endswith(ITK_ENDINGS):
+    if path.name.lower().endswith(ITK_ENDINGS):
         return "itk"
     return "dicom" if is_dicom_file(path) or _is_zip_of_dicom(path) else "nifti"
 
@@ -45,7 +60,7 @@ def is_dicom_file(path: Path) -> bool:
 def _kind_of_folder(folder: Path) -> ScanKind:
     found_dicom = False
     for path in _first_files(folder):
-        if path.name.lower().endswith(NIFTI_ENDINGS):
+        if has_nifti_ending(path.name):
             return "folder"
         found_dicom = found_dicom or is_dicom_file(path)
     return "dicom" if found_dicom else "folder"

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from covidseg_runtime.errors import OutputError, VolumeError
 from covidseg_runtime.intensity import BRIGHTEST, Window, grey_levels_to_hounsfield, judge_window
 from covidseg_runtime.nifti_header import NIFTI2_BYTES, NiftiLayout, judge_header
+from covidseg_runtime.scan_kind import has_nifti_ending, is_gzip_name
 from covidseg_runtime.spooling import Spool, planes, release, zeros
 from covidseg_runtime.volume import Volume
 
@@ -95,7 +96,7 @@ def read_voxels(path: Path, *, spool: Spool | None = None) -> Volume:
 
 
 def _read(path: Path, unfolding: int, spool: Spool | None) -> Volume:
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not has_nifti_ending(path.name):
         raise VolumeError(f"{path.name} ends neither in .nii nor in .nii.gz; give a CT as NIfTI.")
     try:
         if not path.is_file():
@@ -225,13 +226,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def _open(path: Path) -> BufferedIOBase:
-    if path.name.endswith(".gz"):
+    if is_gzip_name(path.name):
         return cast(BufferedIOBase, igzip.open(path, "rb"))
     return path.open("rb")
 
 
 def _judge_promise(layout: NiftiLayout, size: int, unfolding: int, name: str) -> None:
-    most = size * unfolding if name.endswith(".gz") else size
+    most = size * unfolding if is_gzip_name(name) else size
     if layout.data_bytes > max(most, _SMALL_BYTES):
         raise VolumeError(
             f"{name} promises {layout.data_bytes:,} bytes of voxels in a file of {size:,} bytes; copy it again."

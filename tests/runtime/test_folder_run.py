@@ -77,13 +77,22 @@ def test_scans_are_found_in_all_folders_sorted(job: FolderJob) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [".hidden.nii.gz", "._a.nii.gz", ".trash/d.nii.gz", "notes.txt", "a.json", "a.mha", "a.nii.gz.part", "A.NII"],
+    [".hidden.nii.gz", "._a.nii.gz", ".trash/d.nii.gz", "notes.txt", "a.json", "a.mha", "a.nii.gz.part", "A.NIIX"],
 )
 def test_other_files_are_passed_over(job: FolderJob, name: str) -> None:
     _put_scan(job.source / "x.nii.gz")
     (job.source / name).parent.mkdir(exist_ok=True)
     (job.source / "x.nii.gz").rename(job.source / name)
     assert _names(job) == NAMES
+
+
+@pytest.mark.parametrize("name", ["X.NII.GZ", "X.NII", "X.Nii.gz"])
+def test_a_scan_whose_ending_is_in_capitals_is_segmented(job: FolderJob, segmenter: Segmenter, name: str) -> None:
+    _put_scan(job.source / "x.nii.gz" if name.lower().endswith("z") else job.source / "x.nii")
+    next(job.source.glob("x.nii*")).rename(job.source / name)
+    assert _names(job) == [name, *NAMES]
+    assert [record.status for record in _run(job, segmenter)] == ["ok"] * 4
+    assert (job.output / "X_covidseg.nii.gz").is_file()
 
 
 @pytest.mark.parametrize("name", ["a_covidseg.nii.gz", "mine.nii.gz", "mine.nii"])

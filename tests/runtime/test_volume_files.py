@@ -38,7 +38,7 @@ def patched(raw, offset, form, *values):
     return raw
 
 
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".NII", ".NII.GZ"])
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.float64])
 def test_a_sound_ct_comes_back(tmp_path, ending, dtype):
     volume = read_volume(saved(tmp_path / f"scan{ending}", ct(dtype=dtype)))
