@@ -79,7 +79,7 @@ class SeriesQueue:
     """The states of all series; threads may use it together, processes not."""
 
     def __init__(self, folder: Path, limits: Limits) -> None:
-        """Open the queue, or make it.
+        """Open the queue, or make it; the folders made for it are its owner's alone.
 
         Raises:
             OutputError: If the folder cannot be made.
@@ -89,8 +89,9 @@ class SeriesQueue:
         self._lock = threading.Lock()
         self._incoming: dict[str, _Incoming] = {}
         try:
-            for state in (*STATES, "results"):
-                (folder / state).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for state in (*STATES, "results"):  # private also where somebody else made the queue's
+                (folder / state).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise OutputError(f"The queue {folder} cannot be made: {error.strerror}.") from error
 

@@ -108,8 +108,11 @@ class JobFolders:
         self._move(folder, self._folder / "queued" / job.id)
 
     def note(self, job: Job) -> None:
-        """Keep what changed of a job that waits or is being worked on."""
-        write_json(self._folder / "queued" / job.id / _JOB, job_to_json(job))
+        """Keep what changed of a job that waits or is being worked on, even if somebody removed its folder."""
+        folder = self._folder / "queued" / job.id
+        with _writing(folder):
+            folder.mkdir(exist_ok=True)
+        write_json(folder / _JOB, job_to_json(job))
 
     def scan_of(self, job: Job) -> Path:
         """The upload of a job that is not finished."""

@@ -125,6 +125,8 @@ class Workers:
         """
         if job.attempts > self._attempts:
             return _failed(f"This scan was begun {self._attempts} times, and never ended; covidseg segment shows why.")
+        if not self._folders.scan_of(job).exists():
+            return _failed("The upload is gone from the service's folder; send the scan again.")
         interest = Interest(partial(self._store.progress, job.id), cancel)
         try:
             results = self._folders.working(job.id)

@@ -47,6 +47,18 @@ def test_a_series_of_which_something_was_refused_is_not_whole_until_it_comes(tmp
     assert (job.refused, queued_names(queue)) == (0, [4])
 
 
+def test_what_the_node_makes_is_its_user_s_alone(tmp_path: Path) -> None:
+    SeriesQueue(tmp_path / "made" / "queue", ROOMY)
+    SeriesQueue(tmp_path, ROOMY)  # of a folder that somebody else made, what lies in it
+    made = [
+        tmp_path / "made" / "queue",
+        *(tmp_path / "made" / "queue").iterdir(),
+        tmp_path / "queued",
+        tmp_path / "results",
+    ]
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
+
+
 @pytest.mark.parametrize("state", ["queued", "answered", "failed"])
 def test_a_late_instance_that_is_refused_is_not_forgotten(tmp_path: Path, state: str) -> None:
     queue = SeriesQueue(tmp_path, Limits(instances=2, free_bytes=0))

@@ -136,6 +136,18 @@ def test_results_that_were_removed_by_hand_do_not_stop_the_work(settings, segmen
         assert client.lines == [f"{removed}: done"]
 
 
+def test_an_upload_that_was_removed_by_hand_fails_its_job_and_the_next_goes_on(settings, gated, engine, scan) -> None:
+    with asking(settings, gated) as client:
+        first, removed, last = (client.submit(scan, page="false").json()["id"] for _ in range(3))
+        wait_for(lambda: client.get(f"/v1/jobs/{first}").json()["state"] == "running")
+        shutil.rmtree(settings.folder / "queued" / removed)
+        engine.gate.set()
+        assert client.ended(removed)["error"]["sentence"] == (
+            "The upload is gone from the service's folder; send the scan again."
+        )
+        assert [client.ended(one)["state"] for one in (first, last)] == ["done", "done"]
+
+
 def test_only_so_many_jobs_are_remembered_as_gone(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr("covidseg_runtime.service.job_store.MOST_GONE", 2)
     monkeypatch.setattr(job_folders, "MOST_GONE", 2)
