@@ -267,7 +267,7 @@ def test_the_shipped_study_is_the_few_shot_one():
 
 def test_the_study_of_strategies_runs_the_default_s_first_fold_once():
     study, default = load_study("strategies"), load_study("default")
-    assert study.strategies == ("continual", "body", "encoder", "hybrid")
+    assert sorted(study.strategies) == ["body", "continual", "encoder", "hybrid"]
     assert study.folds == default.folds[:1]
     same = replace(default, name="strategies", strategies=study.strategies, folds=study.folds, refinement=None)
     assert same == study
