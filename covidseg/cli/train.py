@@ -35,7 +35,7 @@ def train(
 ) -> None:
     """Train a network as CONFIG says.
 
-    CONFIG is the name of a shipped configuration (quick, default, permissive) or a .toml file.
+    CONFIG is the name of a shipped configuration (quick, default, permissive, permissive-refined) or a .toml file.
     """
     refuse_unknown_options(ctx)
     run_folder = output or Path("runs") / Path(experiment).stem

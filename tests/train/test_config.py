@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_data_root_is_replaced(tmp_path):
 
 
 def test_unknown_experiment_names_the_shipped_ones():
-    with pytest.raises(SettingsError, match="one of: default, permissive, quick"):
+    with pytest.raises(SettingsError, match="one of: default, permissive, permissive-refined, quick"):
         load_config("nonsense")
 
 
@@ -56,3 +57,21 @@ def test_a_file_that_is_no_toml_is_one_sentence(tmp_path):
     path.write_text("= 3")
     with pytest.raises(SettingsError, match="is not a TOML file"):
         load_config(path)
+
+
+def test_an_experiment_extends_another_section_by_section(tmp_path):
+    path = tmp_path / "permissive.toml"  # the name of what it extends, in another folder
+    path.write_text('extends = "permissive"\n[run]\nepochs = 3\n', encoding="utf-8")
+    base, config = load_config("permissive"), load_config(path)
+    assert config == replace(base, run=replace(base.run, epochs=3))
+    refined = load_config("permissive-refined")
+    assert (refined.data, refined.network) == (base.data, base.network)
+    assert refined.transfer.checkpoint == "runs/permissive/last.safetensors"
+
+
+def test_experiments_that_extend_each_other_are_refused(tmp_path):
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text(f'extends = "{second}"\n', encoding="utf-8")
+    second.write_text(f'extends = "{first}"\n', encoding="utf-8")
+    with pytest.raises(SettingsError, match="extends itself"):
+        load_config(first)

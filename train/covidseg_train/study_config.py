@@ -6,7 +6,7 @@ are those of an experiment. Folders are below the data root, that of simulated c
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from covidseg_runtime.errors import SettingsError
 from covidseg_train.config import (
@@ -159,31 +159,10 @@ class StudyConfig:
 def load_study(name_or_path: str | Path) -> StudyConfig:
     """Read a study.
 
-    A file may say ``extends = "few-shot"``: it then takes over what it does not say itself, section by section.
-
     Args:
         name_or_path: Name of a shipped study or path of a TOML file.
 
     Raises:
         SettingsError: If there is no such study, or the file is not valid.
     """
-    return build_from_dict(StudyConfig, _read_values(name_or_path), "the study")
-
-
-def _read_values(name_or_path: str | Path) -> dict[str, Any]:
-    values = read_toml(name_or_path, STUDIES_FOLDER, "study")
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if base in (str(name_or_path), Path(name_or_path).stem):
-        raise SettingsError(f"{name_or_path} extends itself; name another study.")
-    return _overlaid(_read_values(base), values)
-
-
-def _overlaid(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The base with values in place of its own; sections are laid over each other, lists are replaced."""
-    laid = {
-        key: _overlaid(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        for key, value in values.items()
-    }
-    return {**base, **laid}
+    return build_from_dict(StudyConfig, read_toml(name_or_path, STUDIES_FOLDER, "study"), "the study")

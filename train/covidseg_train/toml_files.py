@@ -14,14 +14,40 @@ T = TypeVar("T")
 def read_toml(name_or_path: str | Path, folder: Path, kind: str) -> dict[str, Any]:
     """Read a shipped file by its name, or any file by its path.
 
+    A file may say ``extends = "NAME"``: it then takes over from that file what it does not say itself, section by
+    section.
+
     Args:
         name_or_path: Name of a file in ``folder`` without its ending, or a path that ends in ``.toml``.
         folder: Where the shipped files lie.
         kind: What such a file describes, for the messages.
 
     Raises:
-        SettingsError: If there is no such file, or it is not TOML.
+        SettingsError: If there is no such file, it is not TOML, or it extends itself.
     """
+    values: dict[str, Any] = {}
+    read: list[str] = []
+    base: object = str(name_or_path)
+    while base is not None:
+        if not isinstance(base, str) or base in read:
+            raise SettingsError(f"{name_or_path} extends itself, or no name ({base!r}); name another {kind}.")
+        read.append(base)
+        extended = _read_one(base, folder, kind)
+        base = extended.pop("extends", None)
+        values = _overlaid(extended, values)
+    return values
+
+
+def _overlaid(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The base with values in place of its own; sections are laid over each other, lists are replaced."""
+    laid = {
+        key: _overlaid(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in values.items()
+    }
+    return {**base, **laid}
+
+
+def _read_one(name_or_path: str | Path, folder: Path, kind: str) -> dict[str, Any]:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = folder / f"{name_or_path}.toml"
