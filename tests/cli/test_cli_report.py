@@ -120,13 +120,23 @@ def test_a_file_that_is_no_report_is_refused(segmented: Path, content: str) -> N
     assert "report of `covidseg segment`" in result.stderr
 
 
-@pytest.mark.parametrize(("section", "value"), [("scan", 3), ("scan", {}), ("measures", []), ("warnings", "none")])
-def test_a_report_with_a_section_that_is_none_is_refused(segmented: Path, section: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("scan", 3, "is no report of `covidseg segment`"),
+        ("scan", {}, "is damaged: file of scan of the report is missing; segment again"),
+        ("measures", [], "is no report of `covidseg segment`"),
+        ("warnings", "none", "is no report of `covidseg segment`"),
+    ],
+)
+def test_a_report_with_a_section_that_is_none_is_refused(
+    segmented: Path, section: str, value: object, message: str
+) -> None:
     path = segmented / "scan_covidseg.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), section: value}))
     result = _report("scan.nii.gz")
     assert result.exit_code == 3
-    assert "is no report of `covidseg segment`" in result.stderr
+    assert message in result.stderr
 
 
 def test_a_report_of_a_later_version_is_refused(segmented: Path) -> None:
