@@ -44,6 +44,14 @@ def test_unknown_experiment_names_the_shipped_ones():
             {"data": {"dataset": "covid-19-ct-seg-rebuilt", "root": "x", "train": ["a"], "test": ["a"]}},
             "names a more than once",
         ),
+        (
+            {
+                "data": {"dataset": "covid-19-ct-seg-rebuilt", "root": "x", "train": ["a"], "target": "lesion"},
+                "network": {"classes": 2},
+                "augmentation": {"opaque_mass_probability": 0.3},
+            },
+            "data.target 'lesion'; lung_and_lesion is expected",
+        ),
     ],
 )
 def test_contradictions_are_refused_by_name(section, message):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from covidseg_train.losses import IGNORED, DeepSupervisionLoss, dice_cross_entropy, nearest_labels
+from covidseg_train.losses import IGNORED, IN_LUNG, DeepSupervisionLoss, dice_cross_entropy, nearest_labels
 
 
 def logits_of(probabilities):
@@ -41,6 +41,21 @@ def test_a_batch_of_which_nothing_is_known_teaches_nothing():
     loss.backward()
     assert float(loss.detach()) == 0
     assert not logits.grad.any()
+
+
+def test_in_the_lung_every_class_but_the_background_is_right():
+    # Two voxels: lung for sure, and one that is lung or lesion; Dice counts the first alone.
+    p = torch.tensor([[0.25, 0.6, 0.15], [0.2, 0.3, 0.5]])
+    logits = p.log().T[None, :, None, None].requires_grad_()
+    loss = dice_cross_entropy(logits, labels_of([[1, IN_LUNG]]))
+    dice_lung, dice_lesion = 2 * 0.6 / (0.6 + 1), 0.0
+    cross_entropy = -(math.log(0.6) + math.log(0.3 + 0.5)) / 2
+    assert float(loss.detach()) == pytest.approx(1 - (dice_lung + dice_lesion) / 2 + cross_entropy, abs=1e-4)
+    loss.backward()
+    background, lung, lesion = logits.grad[0, :, 0, 0, 1].tolist()
+    assert background > 0
+    assert lung < 0
+    assert lung / lesion == pytest.approx(0.3 / 0.5)  # which of the two it is, stays as it was
 
 
 def test_dice_is_the_mean_of_the_foreground_classes():

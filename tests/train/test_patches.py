@@ -6,7 +6,7 @@ import torch
 from covidseg_runtime.intensity import clip_and_scale_hounsfield
 from covidseg_train.config import AugmentationConfig, PatchConfig, config_from_dict
 from covidseg_train.distributed import Ranks
-from covidseg_train.losses import IGNORED
+from covidseg_train.losses import IGNORED, IN_LUNG
 from covidseg_train.patches import PatchSampler, TrainingSet, cut_centred, scale_hounsfield
 from covidseg_train.preprocess import PreparedCase
 
@@ -103,6 +103,18 @@ def test_augmented_labels_stay_classes():
         assert batch.images.isfinite().all()
         assert batch.labels.dtype == torch.uint8
         assert batch.labels.max() <= 2
+
+
+def test_an_opaque_mass_changes_its_patch_and_nothing_else():
+    patches = PatchConfig((16, 16, 16), 2, 0.0, 1.0)
+    plain = sampler_of(experiment(patches, STILL)).batch(0)
+    dense = sampler_of(experiment(patches, dataclasses.replace(STILL, opaque_mass_probability=1.0))).batch(0)
+    in_mass = dense.labels == IN_LUNG
+    assert in_mass.any()
+    assert (plain.labels[in_mass] > 0).all()
+    assert torch.equal(dense.labels[~in_mass], plain.labels[~in_mass])
+    never = dataclasses.replace(STILL, opaque_mass_probability=0.0)
+    assert torch.equal(sampler_of(experiment(patches, never)).batch(0).images, plain.images)
 
 
 def test_cut_fills_what_lies_outside():

@@ -2,7 +2,8 @@
 
 What happens to a patch follows from one random generator a patch, drawn on the CPU, so that a batch is the same on
 every device but for the last bits of its arithmetic. The changes are nnU-Net's (Isensee et al. 2021): rotation and
-zoom in one interpolation, noise, blur, brightness, contrast, low resolution, gamma, mirroring; and thick slices.
+zoom in one interpolation, noise, blur, brightness, contrast, low resolution, gamma, mirroring; and, of our own, thick
+slices and opaque masses.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, conv3d, grid_sample, interpolate, pad
 
 from covidseg_train.config import AugmentationConfig, PatchConfig
+from covidseg_train.opaque_masses import OpaqueMass, draw_opaque_mass
 
 # nnU-Net's dummy-2D rule: a patch this much flatter than wide is turned and zoomed in its plane only.
 FLAT_PATCH_RATIO = 3.0
@@ -36,6 +38,7 @@ class PatchChanges:
         gamma: Exponents of the gamma changes, in order, and whether each works on the inverted image.
         mirrored: Mirrored axes of (z, y, x), 0 to 2.
         slices_joined: Over how many slices a mean is taken.
+        mass: What is put into the lung, before everything else.
     """
 
     affine: NDArray[np.float64] | None = None
@@ -47,6 +50,7 @@ class PatchChanges:
     gamma: tuple[tuple[float, bool], ...] = ()
     mirrored: tuple[int, ...] = ()
     slices_joined: float | None = None
+    mass: OpaqueMass | None = None
 
 
 def context_shape(patches: PatchConfig, augmentation: AugmentationConfig) -> tuple[int, int, int]:
@@ -80,7 +84,8 @@ def draw_changes(rng: np.random.Generator, patches: PatchConfig, settings: Augme
     gamma = tuple((within(0.7, 1.5), inverted) for chance, inverted in chances if happens(chance))
     mirrored = tuple(_AXES[axis] for axis in settings.mirror_axes if happens(settings.mirror_probability))
     joined = within(1.0, 3.5) if happens(settings.thick_slices_probability) else None
-    return PatchChanges(affine, noise, blur, brightness, contrast, zoom_out, gamma, mirrored, joined)
+    mass = draw_opaque_mass(rng) if happens(settings.opaque_mass_probability) else None
+    return PatchChanges(affine, noise, blur, brightness, contrast, zoom_out, gamma, mirrored, joined, mass)
 
 
 def _draw_affine(rng: np.random.Generator, patches: PatchConfig, settings: AugmentationConfig) -> NDArray[np.float64]:

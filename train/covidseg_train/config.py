@@ -155,6 +155,7 @@ class AugmentationConfig:
         inverted_gamma_probability: Gamma 0.7 to 1.5 of the inverted image.
         low_resolution_probability: Down- and up-sampling by a factor of 0.5 to 1.
         thick_slices_probability: Means over 1 to 3.5 slices, interpolated back, as of a scan with thick slices.
+        opaque_mass_probability: A simulated mass of soft tissue in the lung (opaque_masses.py); needs lung told apart.
     """
 
     mirror_probability: float = 0.5
@@ -168,6 +169,7 @@ class AugmentationConfig:
     inverted_gamma_probability: float = 0.0
     low_resolution_probability: float = 0.2
     thick_slices_probability: float = 0.0
+    opaque_mass_probability: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -314,6 +316,11 @@ class ExperimentConfig:
             raise SettingsError(
                 f"network.classes is {self.network.classes}; data.target {self.data.target!r} has {classes} with the "
                 "background."
+            )
+        if self.augmentation.opaque_mass_probability > 0 and self.data.target != "lung_and_lesion":
+            raise SettingsError(
+                f"augmentation.opaque_mass_probability is {self.augmentation.opaque_mass_probability} and data.target "
+                f"{self.data.target!r}; lung_and_lesion is expected: a mass teaches where the lung is."
             )
         for name, shape in (("patches.shape", self.patches.shape), ("tiles.shape", self.tiles.shape)):
             if any(n % d for n, d in zip(shape, self.network.divisor(), strict=True)):

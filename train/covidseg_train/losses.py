@@ -10,6 +10,8 @@ from covidseg_train.distributed import sum_over_ranks
 
 # Voxels of which nothing is known, such as those beyond the border of a crop: they take no part in the loss.
 IGNORED = 255
+# Voxels in the lung of which nobody knows whether they are lesion: every class but the background is right.
+IN_LUNG = 254
 SMOOTH = 1e-5
 
 
@@ -21,7 +23,7 @@ class DeepSupervisionLoss(nn.Module):
 
         Args:
             logits: One (N, C, z, y, x) tensor a level, finest first.
-            labels: (N, 1, Z, Y, X) uint8, classes at the finest level; 255 is ignored.
+            labels: (N, 1, Z, Y, X) uint8, classes at the finest level; 255 is ignored, 254 is any class but 0.
 
         Returns:
             Scalar tensor; under `torchrun` the loss of the batch of all ranks.
@@ -42,17 +44,22 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: (N, C, z, y, x); computed in float32 whatever their type.
-        labels: (N, 1, z, y, x) uint8 classes; 255 is ignored.
+        labels: (N, 1, z, y, x) uint8 classes; 255 is ignored. 254 is any class but the background: the cross-entropy is
+            that of their sum, and Dice leaves these voxels out.
     """
     logits = logits.float()
-    known = (labels != IGNORED)[:, 0]
+    in_lung = (labels == IN_LUNG)[:, 0]
+    known = (labels < IN_LUNG)[:, 0]
+    classes = labels[:, 0].long().masked_fill(in_lung, IGNORED)
     p = logits.softmax(dim=1)
     sums = []
     for foreground in range(1, logits.shape[1]):
         truth = (labels == foreground)[:, 0]
         p_class = p[:, foreground] * known
         sums += [(p_class * truth).sum(), p_class.sum(), truth.sum().float()]
-    sums += [cross_entropy(logits, labels[:, 0].long(), ignore_index=IGNORED, reduction="sum"), known.sum().float()]
+    entropy = cross_entropy(logits, classes, ignore_index=IGNORED, reduction="sum")
+    entropy = entropy + ((logits.logsumexp(dim=1) - logits[:, 1:].logsumexp(dim=1)) * in_lung).sum()
+    sums += [entropy, (known | in_lung).sum().float()]
     whole = sum_over_ranks(torch.stack(sums))
     overlap, predicted, marked = whole[:-2].view(-1, 3).unbind(dim=1)
     dice = (2 * overlap + SMOOTH) / (predicted + marked + SMOOTH)

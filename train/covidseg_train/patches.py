@@ -13,6 +13,7 @@ from covidseg_train.augmentation import augment, context_shape, draw_changes
 from covidseg_train.config import ExperimentConfig, PatchConfig
 from covidseg_train.distributed import Ranks
 from covidseg_train.losses import IGNORED
+from covidseg_train.opaque_masses import put_opaque_mass
 from covidseg_train.preprocess import LESION_LABEL, PreparedCase
 
 AIR_HU = -1024
@@ -41,7 +42,7 @@ class Batch:
 
     Attributes:
         images: (N, 1, Z, Y, X) float32, scaled, on the device.
-        labels: (N, 1, Z, Y, X) uint8 classes, 255 where nothing is known, on the device.
+        labels: (N, 1, Z, Y, X) uint8 classes, on the device; 255 where nothing is known, 254 in an opaque mass.
         task: Whose heads are supervised.
     """
 
@@ -86,8 +87,13 @@ class PatchSampler:
         first = self._ranks.rank * size
         rngs = [np.random.default_rng([seed, step, index]) for index in range(first, first + size)]
         cuts = [self._cut(task, rng) for rng in rngs]
-        hu, classes = (torch.stack(parts)[:, None] for parts in zip(*cuts, strict=True))
         changes = [draw_changes(rng, self._config.patches, self._config.augmentation) for rng in rngs]
+        spacing = self._config.grid.spacing_mm
+        cuts = [
+            put_opaque_mass(*cut, change.mass, spacing) if change.mass is not None else cut
+            for cut, change in zip(cuts, changes, strict=True)
+        ]
+        hu, classes = (torch.stack(parts)[:, None] for parts in zip(*cuts, strict=True))
         images = scale_hounsfield(hu, self._config.grid.scaling)
         return Batch(*augment(images, classes, changes, self._config.patches.shape), task)
 
