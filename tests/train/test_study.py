@@ -189,20 +189,29 @@ def test_a_refinement_goes_on_from_the_last_weights_and_is_what_is_measured(data
     refined = tmp_path / "refined.toml"
     text = STUDY.replace('["continual", "hybrid"]', '["continual"]').replace('joint = ["two"]', "")
     refined.write_text(
-        text + "[refinement]\nlearning_rate = 0.005\n[refinement.run]\nepochs = 1\nsteps_per_epoch = 3\n", "utf-8"
+        text
+        + "[[refinement]]\nlearning_rate = 0.005\n[refinement.run]\nepochs = 1\nsteps_per_epoch = 3\n"
+        + "[[refinement]]\nlearning_rate = 0.004\n[refinement.run]\nepochs = 1\nsteps_per_epoch = 2\n"
+        + "[refinement.augmentation]\naffine_probability = 0.0\n",
+        "utf-8",
     )
     result = run(refined, data, tmp_path / "out")
     assert result.exit_code == 0, result.output
-    first, second = (tmp_path / "out/cells/fold0-scratch-none" / name for name in ("", "refined"))
-    transfer = json.loads((second / "transfer.json").read_text())
-    assert (transfer["strategy"], transfer["new"], transfer["skipped"]) == ("continual", [], [])
-    assert json.loads((second / "config.json").read_text())["transfer"]["checkpoint"] == str(first / "last.safetensors")
-    assert not (first / "measures.json").exists()
-    assert (second / "measures.json").is_file()
-    logs = [rows(folder / "log.csv") for folder in (first, second)]
+    first, second, third = (tmp_path / "out/cells/fold0-scratch-none" / name for name in ("", "refined", "refined-2"))
+    for before, after in ((first, second), (second, third)):
+        transfer = json.loads((after / "transfer.json").read_text())
+        assert (transfer["strategy"], transfer["new"], transfer["skipped"]) == ("continual", [], [])
+        config = json.loads((after / "config.json").read_text())
+        assert config["transfer"]["checkpoint"] == str(before / "last.safetensors")
+        assert not (before / "measures.json").exists()
+    assert json.loads((second / "config.json").read_text())["augmentation"]["affine_probability"] == 0.4
+    assert config["augmentation"]["affine_probability"] == 0.0
+    assert config["name"].endswith("-scratch-none-refined-2")
+    assert (third / "measures.json").is_file()
+    logs = [rows(folder / "log.csv") for folder in (first, second, third)]
     spent = {row["train_seconds"] for row in rows(tmp_path / "out/results.csv") if row["strategy"] == "scratch"}
     assert [float(one) for one in spent] == [pytest.approx(sum(float(log[-1]["seconds"]) for log in logs))]
-    assert {row["step"] for row in rows(tmp_path / "out/curves.csv")} == {"4", "8", "11"}
+    assert {row["step"] for row in rows(tmp_path / "out/curves.csv")} == {"4", "8", "11", "13"}
 
 
 def test_a_missing_case_is_one_sentence(study_file, data, tmp_path):
@@ -269,7 +278,7 @@ def test_the_study_of_strategies_runs_the_default_s_first_fold_once():
     study, default = load_study("strategies"), load_study("default")
     assert sorted(study.strategies) == ["body", "continual", "encoder", "hybrid"]
     assert study.folds == default.folds[:1]
-    same = replace(default, name="strategies", strategies=study.strategies, folds=study.folds, refinement=None)
+    same = replace(default, name="strategies", strategies=study.strategies, folds=study.folds, refinement=())
     assert same == study
 
 

@@ -1,8 +1,8 @@
 """Sources × strategies × folds, cell by cell: what is done stays done, several processes share the work.
 
 Every cell is a folder with a training in it, and ``measures.json`` once it is finished; where the study refines, the
-second training and the measures lie in ``refined`` below it. A process takes a cell by a
-lock that its end releases, however it ends; start the command again, or several times at once, to go on.
+second training lies in ``refined`` below it, a third in ``refined-2``, and the measures beside the last. A process
+takes a cell by a lock that its end releases, however it ends; start the command again, or several times at once, to go on.
 """
 
 import csv
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -73,9 +74,14 @@ class Places:
         """Folder of a cell."""
         return self.study / "cells" / cell.folder_name
 
+    def trainings(self, cell: Cell, study: StudyConfig) -> tuple[Path, ...]:
+        """Folders of a cell's trainings, in their order."""
+        first = self.cell(cell)
+        return first, *(first / refined_name(index) for index in range(len(study.refinement)))
+
     def result(self, cell: Cell, study: StudyConfig) -> Path:
         """Folder of a cell's last training, which is measured."""
-        return self.cell(cell) if study.refinement is None else self.cell(cell) / REFINED
+        return self.trainings(cell, study)[-1]
 
     def pretraining(self, source: str) -> Path:
         """Folder of a source's pre-training."""
@@ -202,8 +208,8 @@ def run_cell(study: StudyConfig, places: Places, cell: Cell, device: str) -> Non
     """Train one cell and measure it on every case it has not seen."""
     folder, experiment = places.result(cell, study), cell_experiment(study, places, cell)
     fit(experiment, places.cell(cell), device=device)
-    if study.refinement is not None:
-        fit(refined_experiment(experiment, study.refinement, places.cell(cell) / LAST), folder, device=device)
+    for index, (before, after) in enumerate(pairwise(places.trainings(cell, study))):
+        fit(refined_experiment(experiment, study.refinement[index], before / LAST, index), after, device=device)
     tested = [name for name in study.target.cases if name not in study.folds[cell.fold].train]
     dataset = get_dataset(study.target.dataset)
     files = find_named_cases(dataset, Path(experiment.data.root), tuple(tested))
@@ -273,11 +279,19 @@ def cell_experiment(study: StudyConfig, places: Places, cell: Cell) -> Experimen
     return replace(experiment, transfer=transfer)
 
 
-def refined_experiment(first: ExperimentConfig, refinement: RefinementConfig, checkpoint: Path) -> ExperimentConfig:
-    """The second training of a cell, from the last weights of its first."""
+def refined_name(index: int) -> str:
+    """What a refinement is called, in its folder and its experiment; ``index`` counts from 0."""
+    return REFINED if index == 0 else f"{REFINED}-{index + 1}"
+
+
+def refined_experiment(
+    first: ExperimentConfig, refinement: RefinementConfig, checkpoint: Path, index: int
+) -> ExperimentConfig:
+    """A further training of a cell, from the last weights of the one before."""
     return replace(
         first,
-        name=f"{first.name}-{REFINED}",
+        name=f"{first.name}-{refined_name(index)}",
+        augmentation=refinement.augmentation or first.augmentation,
         optimiser=replace(first.optimiser, learning_rate=refinement.learning_rate),
         run=refinement.run,
         transfer=replace(TransferConfig(), strategy="continual", checkpoint=str(checkpoint)),
@@ -332,14 +346,15 @@ def read_measures(folder: Path) -> dict[str, dict[str, float | None]]:
 
 
 def read_logs(study: StudyConfig, places: Places, cell: Cell) -> list[dict[str, str]]:
-    """The log of a cell's trainings as one: steps and seconds of a refinement go on from the first training's."""
-    first = read_log(places.cell(cell))
-    if study.refinement is None:
-        return first
-    return first + [
-        {**row, **{name: f"{float(row[name]) + float(first[-1][name]):.10g}" for name in _ADDED_UP}}
-        for row in read_log(places.result(cell, study))
-    ]
+    """The log of a cell's trainings as one: steps and seconds of a refinement go on from those before."""
+    rows: list[dict[str, str]] = []
+    for folder in places.trainings(cell, study):
+        spent = {name: float(rows[-1][name]) if rows else 0.0 for name in _ADDED_UP}
+        rows += [
+            {**row, **{name: f"{float(row[name]) + spent[name]:.10g}" for name in _ADDED_UP}}
+            for row in read_log(folder)
+        ]
+    return rows
 
 
 def read_log(folder: Path) -> list[dict[str, str]]:

@@ -92,15 +92,17 @@ class SimulationConfig:
 
 @dataclass(frozen=True)
 class RefinementConfig:
-    """A second training of every cell, from its last weights: the learning rate rises once more and falls again.
+    """A further training of every cell, from its last weights: the learning rate rises once more and falls again.
 
     Attributes:
         learning_rate: At its beginning.
         run: Length and seed.
+        augmentation: In place of the study's; None for the same.
     """
 
     learning_rate: float
     run: RunConfig
+    augmentation: AugmentationConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class StudyConfig:
         told_apart: ``data.target`` of every training: lesion alone, or lung and lesion.
         pretraining: Length and seed of a pre-training.
         fine_tuning: Length and seed of a training on a fold.
-        refinement: What follows it; None if nothing does.
+        refinement: What follows it, one after the other.
     """
 
     name: str
@@ -132,7 +134,7 @@ class StudyConfig:
     rate_factor: float = 1.0
     told_apart: Target = "lesion"
     simulation: SimulationConfig | None = None
-    refinement: RefinementConfig | None = None
+    refinement: tuple[RefinementConfig, ...] = ()
     grid: GridConfig = field(default_factory=GridConfig)
     network: UNetSpec = field(default_factory=UNetSpec)
     patches: PatchConfig = field(default_factory=PatchConfig)
@@ -152,7 +154,7 @@ class StudyConfig:
         missing = sorted(set(self.joint) - {source.name for source in self.sources})
         if missing:
             raise SettingsError(f"joint names {', '.join(missing)}, which is no source.")
-        if self.refinement is not None and "hybrid" in self.strategies:
+        if self.refinement and "hybrid" in self.strategies:
             raise SettingsError("refinement begins from a network with one encoder; leave hybrid out of strategies.")
 
 
