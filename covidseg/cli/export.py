@@ -15,7 +15,7 @@ from covidseg.cli.progress import phase_progress
 if TYPE_CHECKING:
     from covidseg_export.evidence import Evidence
     from covidseg_export.export_run import ExportSettings, FilePrecision, ScanFiles
-    from covidseg_export.source import ExportSource
+    from covidseg_export.source import CheckpointChoice, ExportSource
     from covidseg_runtime import ModelBundle
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -28,6 +28,7 @@ class ExportOptions:
 
     best: Path | None
     ensemble: bool
+    checkpoint: CheckpointChoice | None
     output: Path | None
     precision: str
     data: Path | None
@@ -60,6 +61,12 @@ class ExportOptions:
 )
 @click.option(
     "--ensemble", is_flag=True, help="With --best: all folds of the best as one graph, probabilities averaged."
+)
+@click.option(
+    "--checkpoint",
+    type=click.Choice(["best", "last"]),
+    help="Weights of the run: the best on its validation cases, or the last. [default: last of a study's cell, which "
+    "is what the study measured; else best]",
 )
 @click.option("-o", "--output", type=_FOLDER, help="Folder of the new bundle.")
 @click.option(
@@ -196,7 +203,8 @@ def _decision_folds(wanted: ExportOptions) -> tuple[ExportSource, ...]:
     from covidseg_export.source import read_run
 
     return tuple(
-        read_run(folder, version=wanted.model_version, data_root=wanted.data) for folder in wanted.decision_fold
+        read_run(folder, version=wanted.model_version, data_root=wanted.data, which=wanted.checkpoint)
+        for folder in wanted.decision_fold
     )
 
 
@@ -238,6 +246,11 @@ def _read_source(source: str | None, wanted: ExportOptions) -> ExportSource:
     from covidseg_export.source import read_bundle, read_ensemble, read_run
     from covidseg_runtime import find_bundle, load_bundle
 
+    reading: dict[str, Any] = {
+        "version": wanted.model_version,
+        "data_root": wanted.data,
+        "which": wanted.checkpoint,
+    }
     if wanted.best is not None:
         from covidseg_export.best_run import rank_runs, table_lines
 
@@ -248,11 +261,11 @@ def _read_source(source: str | None, wanted: ExportOptions) -> ExportSource:
         chosen = f"all {len(runs)} folds" if wanted.ensemble else f"its best fold {runs[0].name}"
         click.echo(f"chosen: {scores[0].arm}, {chosen}")
         if wanted.ensemble:
-            return read_ensemble(runs, version=wanted.model_version, data_root=wanted.data)
-        return read_run(runs[0], version=wanted.model_version, data_root=wanted.data)
+            return read_ensemble(runs, **reading)
+        return read_run(runs[0], **reading)
     folder = Path(str(source))
     if folder.is_dir() and not (folder / "bundle.json").is_file():
-        return read_run(folder, version=wanted.model_version, data_root=wanted.data)
+        return read_run(folder, **reading)
     return read_bundle(load_bundle(find_bundle(source)), version=wanted.model_version, data_root=wanted.data)
 
 

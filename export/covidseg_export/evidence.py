@@ -19,7 +19,7 @@ from covidseg_train.datasets.dataset import Dataset
 
 # What makes two trainings folds of one recipe, beside how many trainings each goes on from. Not after how many steps
 # validation was best, which differs from fold to fold.
-RECIPE = ("dataset", "strategy", "seed", "batch_size", "patch_shape", "optimiser")
+RECIPE = ("dataset", "strategy", "seed", "batch_size", "patch_shape", "optimiser", "checkpoint")
 
 # A case with less infection is shown and not averaged: a few voxels make its DSC 0 or 1.
 SMALLEST_REFERENCE_ML = 1.0

@@ -27,6 +27,8 @@ FORBIDDEN_USES = (
 WATTS_A_CORE = 10.0
 # Fewer patients than these have no interval worth the name.
 FEWEST_PATIENTS = 3
+# Bundles up to 0.6.0 do not say which; it was the best.
+_CHECKPOINTS = {None: "", "best": ", its best weights on the validation cases", "last": ", its last weights"}
 _HUB_LICENCE = re.compile(r"CC BY(-NC)?(-SA|-ND)? [34]\.0")
 
 
@@ -129,6 +131,7 @@ def _data_lines(description: Mapping[str, Any]) -> list[str]:
         "## Trained on",
         "",
         *_set_lines([training, *training.get("sources", [])]),
+        *_mass_lines(training),
         "",
         f"Cases that picked the checkpoint or drew its curve: {', '.join(training['validation']) or 'none'}.",
         f"Held out, never read while training: {', '.join(training['test']) or 'none'}.",
@@ -157,8 +160,19 @@ def _pretraining_lines(one: Mapping[str, Any]) -> list[str]:
         f"{one['batch_size']} patches, seed {one['seed']}:",
         "",
         *_set_lines([one, *one.get("sources", [])]),
+        *_mass_lines(one),
         "",
     ]
+
+
+def _mass_lines(training: Mapping[str, Any]) -> tuple[str, ...]:
+    share = training.get("simulated_masses", 0.0)
+    if not share:
+        return ()
+    return (
+        f"- Opaque masses, **simulated** by a program, in the lungs of {share:.0%} of the patches: they taught where "
+        "the lung is, nothing about infection.",
+    )
 
 
 def _set_lines(sets: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -193,7 +207,8 @@ def _recipe_lines(description: Mapping[str, Any]) -> list[str]:
         f"{network['architecture']}, {network['parameters']:,} parameters, widths {network['widths']}{folds}, patch "
         f"{training['patch_shape']}, {training['steps']} steps of {training['batch_size']} patches, "
         f"{training['optimiser']}, strategy `{training['strategy']}`, seed {training['seed']}; "
-        f"{training['minutes']} minutes of training. Experiment: `{training['experiment']}`.",
+        f"{training['minutes']} minutes of training. Experiment: `{training['experiment']}`"
+        f"{_CHECKPOINTS[training.get('checkpoint')]}.",
         f"Exported from {_describe_commit(description.get('commit'))}.",
     ]
 

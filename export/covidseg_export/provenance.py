@@ -61,6 +61,7 @@ def _describe_one(checkpoint: Checkpoint) -> dict[str, Any]:
         "steps": progress.step,
         "batch_size": config.patches.batch_size,
         "patch_shape": list(config.patches.shape),
+        "simulated_masses": config.augmentation.opaque_mass_probability,
         "optimiser": config.optimiser.name,
         "minutes": round(progress.seconds / 60, 1),
         "cpu_seconds": round(progress.cpu_seconds),

@@ -1,10 +1,10 @@
-"""What is exported: the best checkpoint of a training, several folds as an ensemble, or an earlier bundle's network."""
+"""What is exported: a checkpoint of a training, several folds as an ensemble, or an earlier bundle's network."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -19,9 +19,12 @@ from covidseg_runtime.tiling import TilePlan
 from covidseg_runtime.volume import MODEL_ORIENTATION
 from covidseg_train.checkpoint import load_network
 from covidseg_train.datasets.catalog import DATASETS, get_dataset
-from covidseg_train.fit import BEST
+from covidseg_train.fit import BEST, LAST
 from covidseg_train.hybrid import HybridEncoderUNet, SelectiveFusion
+from covidseg_train.study import MEASURES
 from covidseg_train.unet import SegmentationNetwork, UNet3d, UNetSpec, count_parameters
+
+CheckpointChoice = Literal["best", "last"]
 
 CLASSES_BY_COUNT: Mapping[int, tuple[str, ...]] = {
     2: ("background", "infection"),
@@ -83,15 +86,26 @@ class ExportSource:
     decision: Mapping[str, Any] | None = None
 
 
-def read_run(run_folder: Path, *, version: str, data_root: Path | None = None) -> ExportSource:
-    """The best checkpoint of a run.
+def read_run(
+    run_folder: Path, *, version: str, data_root: Path | None = None, which: CheckpointChoice | None = None
+) -> ExportSource:
+    """A checkpoint of a run.
+
+    Args:
+        run_folder: What `covidseg train` wrote, or the cell of a study.
+        version: Of the bundle.
+        data_root: Where its cases lie; None for where the run says.
+        which: ``best`` on the validation cases, or ``last``; None for the one that was measured: the last of a study's
+            cell, whose validation cases select nothing, else the best.
 
     Raises:
         BundleError: If the folder holds none.
     """
-    if not (run_folder / BEST).is_file():
-        raise BundleError(f"{run_folder} holds no {BEST}; give the folder of a finished `covidseg train`.")
-    network, checkpoint = load_network(run_folder / BEST)
+    which = which or ("last" if (run_folder / MEASURES).is_file() else "best")
+    file = run_folder / {"best": BEST, "last": LAST}[which]
+    if not file.is_file():
+        raise BundleError(f"{run_folder} holds no {file.name}; give the folder of a finished `covidseg train`.")
+    network, checkpoint = load_network(file)
     config = checkpoint.config
     dataset = get_dataset(config.data.dataset)
     return ExportSource(
@@ -101,7 +115,7 @@ def read_run(run_folder: Path, *, version: str, data_root: Path | None = None) -
         classes=CLASSES_BY_COUNT[config.network.classes],
         preprocessing=PreprocessingSpec(MODEL_ORIENTATION, config.grid.spacing_mm, config.grid.scaling),
         tile_plan=replace(config.tiles.plan(), fit=tile_fit(network)),
-        training=describe_training(checkpoint),
+        training={**describe_training(checkpoint), "checkpoint": which},
         licence=dataset.licence,
         cases=SourceCases(
             dataset=dataset.name,
@@ -113,7 +127,9 @@ def read_run(run_folder: Path, *, version: str, data_root: Path | None = None) -
     )
 
 
-def read_ensemble(run_folders: Sequence[Path], *, version: str, data_root: Path | None = None) -> ExportSource:
+def read_ensemble(
+    run_folders: Sequence[Path], *, version: str, data_root: Path | None = None, which: CheckpointChoice | None = None
+) -> ExportSource:
     """Several folds as one network.
 
     No case counts as held out: what one fold did not see, another learned from.
@@ -121,7 +137,7 @@ def read_ensemble(run_folders: Sequence[Path], *, version: str, data_root: Path 
     Raises:
         BundleError: If the folds do not share grid, window, tiles and classes.
     """
-    folds = [read_run(folder, version=version, data_root=data_root) for folder in run_folders]
+    folds = [read_run(folder, version=version, data_root=data_root, which=which) for folder in run_folders]
     first = folds[0]
     for fold in folds[1:]:
         if (fold.preprocessing, fold.tile_plan, fold.classes) != (first.preprocessing, first.tile_plan, first.classes):
