@@ -9,16 +9,19 @@ from covidseg_runtime.measures import INFECTION, LEFT_LUNG, RIGHT_LUNG
 
 # The smaller lung of a patient has at least this share of the larger one's volume.
 SMALLEST_SHARE = 0.1
+# What a tumour or a collapse cuts off from the rest of a lung, such as its apex; less is a speck.
+SMALLEST_CUT_OFF_ML = 10.0
 
 
 def remove_detached(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, float]) -> float:
     """Clear what hangs together with no lung, in place: bowel gas, folds of skin, fat between the bowels.
 
     Lung and infection count together, so a lung that is wholly infected stays. Pieces are judged on voxels about 3 mm
-    apart; a piece stays if it has a tenth of the largest one's volume, as the smaller of two lungs has.
+    apart; a piece stays if it has a tenth of the largest one's volume, as the smaller of two lungs has. So does one of
+    10 mL and more in the upper half of the box around these, where the chest holds no other air that is as wide.
 
     Args:
-        labels: (Z, Y, X), 0 to 3.
+        labels: (Z, Y, X), 0 to 3, in orientation SPL: z grows towards the head.
         spacing_mm: (z, y, x).
 
     Returns:
@@ -30,7 +33,10 @@ def remove_detached(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, f
     labelled = coarse.labels > 0
     pieces, _ = ndimage.label(labelled)
     sizes = np.bincount(pieces.ravel(), minlength=1)[1:]
-    too_small = np.append(False, sizes < SMALLEST_SHARE * sizes.max(initial=0))
+    if not sizes.size:
+        return 0.0
+    is_lung = sizes >= SMALLEST_SHARE * sizes.max()
+    too_small = np.append(False, ~(is_lung | _cut_off(pieces, sizes, is_lung, coarse.spacing_mm)))
     if not too_small.any():
         return 0.0
     infected_voxels = 0
@@ -39,6 +45,22 @@ def remove_detached(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, f
         infected_voxels += int(np.count_nonzero((plane == INFECTION) & cleared))
         plane[cleared] = 0
     return infected_voxels * float(np.prod(spacing_mm)) / 1000.0
+
+
+def _cut_off(
+    pieces: NDArray[np.int32], sizes: NDArray[np.intp], is_lung: NDArray[np.bool_], spacing_mm: tuple[float, ...]
+) -> NDArray[np.bool_]:
+    """Which pieces, numbered from 1 in (z, y, x), are large and in the upper half of the box around the lungs."""
+    from scipy import ndimage
+
+    places = ndimage.find_objects(pieces)
+    lows, highs = (np.array([[getattr(one, end) for one in place] for place in places]) for end in ("start", "stop"))
+    cut_off = ~is_lung & (sizes * float(np.prod(spacing_mm)) / 1000.0 >= SMALLEST_CUT_OFF_ML)
+    if cut_off.any():
+        low, high = lows[is_lung].min(axis=0), highs[is_lung].max(axis=0)
+        cut_off &= (lows >= low).all(axis=1) & (highs <= high).all(axis=1)
+        cut_off &= lows[:, 0] + highs[:, 0] > low[0] + high[0]
+    return cut_off
 
 
 def remove_small_lesions(

@@ -51,6 +51,33 @@ def test_a_lung_a_tenth_of_the_other_stays_and_a_smaller_piece_goes() -> None:
     assert np.bincount(labels.ravel(), minlength=3)[1:].tolist() == [6400, 64000]
 
 
+@pytest.mark.parametrize(
+    ("place", "stays"),
+    [
+        ((slice(30, 40), slice(10, 20), slice(10, 20)), True),  # the apex of a lung, cut off from it
+        ((slice(34, 40), slice(10, 18), slice(10, 18)), True),  # 10.4 mL
+        ((slice(34, 40), slice(10, 17), slice(10, 18)), False),  # 9.1 mL
+        ((slice(0, 10), slice(10, 20), slice(10, 20)), False),  # gas of the bowel, under a lung
+        ((slice(30, 40), slice(10, 20), slice(36, 44)), True),  # between the lungs
+        ((slice(30, 40), slice(32, 40), slice(10, 20)), False),  # behind them
+        ((slice(38, 48), slice(10, 20), slice(10, 20)), False),  # in the neck
+    ],
+)
+def test_a_piece_cut_off_stays_in_the_upper_half_of_the_chest(
+    place: tuple[slice, slice, slice], *, stays: bool
+) -> None:
+    labels = np.zeros((50, 40, 80), np.uint8)
+    labels[12:28, 0:30, 4:30] = 2
+    labels[0:40, 0:30, 50:76] = 1
+    expected = labels.copy()
+    labels[place] = 3
+    if stays:
+        expected[place] = 3
+    cleared_ml = remove_detached(labels, (3.0, 3.0, 3.0))
+    np.testing.assert_array_equal(labels, expected)
+    assert (cleared_ml == 0) == stays
+
+
 def test_an_empty_map_stays_empty() -> None:
     labels = np.zeros((5, 6, 7), np.uint8)
     assert remove_detached(labels, SPACING_MM) == 0
