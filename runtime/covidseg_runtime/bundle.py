@@ -195,7 +195,7 @@ class ModelBundle:
         return self.folder / models[precision].name
 
 
-def load_bundle(path: Path) -> ModelBundle:
+def load_bundle(path: str | Path) -> ModelBundle:
     """Read the bundle in folder `path` and check every file of it.
 
     Raises:
@@ -203,6 +203,7 @@ def load_bundle(path: Path) -> ModelBundle:
             file is missing, is a link, leaves the folder or has another sha256; or if an ONNX
             model keeps data in a file of its own; or if bundle.json is not what its own checksum says.
     """
+    path = Path(path)
     description = read_description(path)
     bundle = _parse_bundle(path, description)
     refuse_altered_description(path, description)

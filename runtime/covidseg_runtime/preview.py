@@ -42,7 +42,7 @@ _TEXT_PIXELS, _LINE_PIXELS, _MARGIN_PIXELS = 14, 20, 6
 
 
 def write_preview(
-    path: Path,
+    path: str | Path,
     volume: Volume,
     labels: NDArray[np.uint8],
     truth: NDArray[np.uint8] | None = None,
@@ -62,7 +62,7 @@ def write_preview(
         VolumeError: if labels or truth have another shape than the scan.
         EngineError: if Pillow is not installed.
     """
-    write_bytes_atomic(path, render_preview(volume, labels, truth))
+    write_bytes_atomic(Path(path), render_preview(volume, labels, truth))
 
 
 def render_preview(volume: Volume, labels: NDArray[np.uint8], truth: NDArray[np.uint8] | None = None) -> bytes:

@@ -39,7 +39,7 @@ _LOWEST_HU, _HIGHEST_HU = -10_000, 40_000
 _LUNG_OR_AIR_HU = -200
 
 
-def read_volume(path: Path, *, spool: Spool | None = None, window: Window | None = None) -> Volume:
+def read_volume(path: str | Path, *, spool: Spool | None = None, window: Window | None = None) -> Volume:
     """Read a CT.
 
     Args:
@@ -55,6 +55,7 @@ def read_volume(path: Path, *, spool: Spool | None = None, window: Window | None
         VolumeError: If the file is not a 3D CT with a sound geometry, in HU or, with ``window``, in grey levels.
         SettingsError: If ``window`` is no window of a CT.
     """
+    path = Path(path)
     if window is not None:
         judge_window(window)
     volume = read_voxels(path, spool=spool)
@@ -65,12 +66,13 @@ def read_volume(path: Path, *, spool: Spool | None = None, window: Window | None
     return volume
 
 
-def read_label_map(path: Path) -> Volume:
+def read_label_map(path: str | Path) -> Volume:
     """Read a label map or a mask.
 
     Raises:
         VolumeError: If the file is not a 3D volume of whole numbers from 0 to 255.
     """
+    path = Path(path)
     volume = _read(path, _LARGEST_UNFOLDING, None)
     voxels = volume.voxels
     lowest, highest = voxels.min(), voxels.max()
@@ -120,7 +122,7 @@ def _read(path: Path, unfolding: int, spool: Spool | None) -> Volume:
         raise VolumeError(f"{path.name} takes more memory than is free on this machine.") from error
 
 
-def write_label_map(path: Path, labels: NDArray[np.uint8], like: Volume) -> None:
+def write_label_map(path: str | Path, labels: NDArray[np.uint8], like: Volume) -> None:
     """Write labels with the geometry of a scan, atomically.
 
     Args:
@@ -131,10 +133,10 @@ def write_label_map(path: Path, labels: NDArray[np.uint8], like: Volume) -> None
     Raises:
         VolumeError: If shapes differ, the ending is unknown or the file cannot be written.
     """
-    _write_like(path, labels, like, slope=1.0, description=b"covidseg label map, research use only")
+    _write_like(Path(path), labels, like, slope=1.0, description=b"covidseg label map, research use only")
 
 
-def write_probability_map(path: Path, probability: NDArray[np.uint8], like: Volume) -> None:
+def write_probability_map(path: str | Path, probability: NDArray[np.uint8], like: Volume) -> None:
     """Write a probability with the geometry of a scan, atomically; readers of NIfTI see values from 0 to 1.
 
     Args:
@@ -145,7 +147,7 @@ def write_probability_map(path: Path, probability: NDArray[np.uint8], like: Volu
     Raises:
         VolumeError: If shapes differ, the ending is unknown or the file cannot be written.
     """
-    _write_like(path, probability, like, slope=1 / 255, description=b"covidseg probability, research use only")
+    _write_like(Path(path), probability, like, slope=1 / 255, description=b"covidseg probability, research use only")
 
 
 def _write_like(path: Path, voxels: NDArray[np.uint8], like: Volume, *, slope: float, description: bytes) -> None:

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from covidseg_runtime.errors import OutputError, SettingsError, VolumeError
 from covidseg_runtime.spooling import Spool
-from covidseg_runtime.volume_files import read_label_map, read_volume, write_bytes_atomic, write_label_map
+from covidseg_runtime.volume_files import (
+    read_label_map,
+    read_volume,
+    write_bytes_atomic,
+    write_label_map,
+    write_probability_map,
+)
 
 SHAPE = (6, 7, 8)
 AFFINE = np.array([[-1.5, 0, 0, 10], [0, -1.5, 0, 20], [0, 0, 2.0, -30], [0, 0, 0, 1]])
@@ -46,6 +52,20 @@ def test_a_sound_ct_comes_back(tmp_path, ending, dtype):
     assert np.allclose(volume.affine, AFFINE)
     assert volume.spacing_mm == (1.5, 1.5, 2.0)
     assert volume.orientation == "LPS"
+
+
+def test_a_path_may_be_text(tmp_path):
+    path = str(saved(tmp_path / "scan.nii.gz", ct()))
+    volume = read_volume(path)
+    assert np.array_equal(volume.voxels, ct())
+    labels = (ct() > 0).astype(np.uint8)
+    written = str(tmp_path / "labels.nii.gz")
+    write_label_map(written, labels, volume)
+    assert np.array_equal(read_label_map(written).voxels, labels)
+    write_probability_map(written, labels * 255, volume)
+    assert np.allclose(nib.load(written).get_fdata(), labels)
+    with pytest.raises(VolumeError, match=r"scan\.txt ends neither in \.nii nor in \.nii\.gz"):
+        read_volume(str(tmp_path / "scan.txt"))
 
 
 def test_int16_stays_int16_and_a_shift_is_applied(tmp_path):
