@@ -19,7 +19,7 @@ _LISTS_OF_NAMES = ("train", "cases", "hosts")
 
 
 def use_in_training(training: Mapping[str, Any], case: str) -> str:
-    """Whether a bundle met the patient of a case: "learned from", "picked the checkpoint" or "no".
+    """Whether a bundle met the patient of a case: "learned from", "validated the training" or "no".
 
     Args:
         training: The section ``training`` of bundle.json. Further sets and pre-training count; a name that holds the
@@ -30,7 +30,7 @@ def use_in_training(training: Mapping[str, Any], case: str) -> str:
     if any(patient in name for name in _learned_names(training)):
         return "learned from"
     if any(patient in name for name in training.get("validation", ())):
-        return "picked the checkpoint"
+        return "validated the training"
     return "no"
 
 

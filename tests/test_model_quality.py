@@ -52,7 +52,7 @@ TRAINING = {
         ("coronacases_001", "learned from"),
         ("coronacases_002", "no"),
         ("radiopaedia_10_85902_1_128", "learned from"),  # the patient of radiopaedia_10_85902_3
-        ("radiopaedia_14_85914_0_128", "picked the checkpoint"),
+        ("radiopaedia_14_85914_0_128", "validated the training"),
         ("radiopaedia_4_85506_1_128", "no"),
         ("4DLung-113", "learned from"),
         ("LIDC-IDRI-0001", "learned from"),

@@ -126,7 +126,7 @@ class ExportOptions:
     metavar="RUN",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Another fold of the recipe: where infection begins is chosen on the cases it held out; may be repeated. "
-    "[default: on the cases that picked the checkpoint]",
+    "[default: on the cases that validated the training]",
 )
 @click.option(
     "--fold",

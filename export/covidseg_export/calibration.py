@@ -1,4 +1,4 @@
-"""A probability that means what it says: one temperature, fitted on the cases that picked the checkpoint."""
+"""A probability that means what it says: one temperature, fitted on the cases that validated the training."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,7 +59,7 @@ def calibration_problem(bundle: ModelBundle, validation: Sequence[str]) -> str |
     if not bundle.tells_lungs_apart:
         return "the network labels no lungs"
     if not validation:
-        return "no case picked the checkpoint without being learned from"
+        return "no case validated the training without being learned from"
     return None
 
 
@@ -146,7 +146,7 @@ def calibration_lines(section: Mapping[str, Any] | None) -> list[str]:
 def chosen_by(section: Mapping[str, Any]) -> str:
     """Whose the cases of a section ``decision`` or ``calibration`` are, to follow on 'cases that'."""
     folds = section.get("folds", 0)
-    return f"{folds} other folds of the recipe held out" if folds else "picked the checkpoint"
+    return f"{folds} other folds of the recipe held out" if folds else "validated the training"
 
 
 def _changes(measured: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Where infection begins: one number added to its logit, chosen on cases that the network did not learn from.
 
-These are the cases that picked the checkpoint; or, better where the target's own cases are few, those that other folds
+These are the cases that validated the training; or, better where the target's own cases are few, those that other folds
 of the recipe held out, each by the network that had not met it. The network's own held-out cases have no part in it.
 
 A network trained on few patients may find too little, or too much, on all others alike. What maximises DSC is a
@@ -34,7 +34,7 @@ class Decision:
         cases: Their names.
         dsc_before: Mean DSC of infection without it, on the voxels of their lungs.
         dsc_after: With it.
-        folds: How many other folds held the cases out; 0: they picked the checkpoint.
+        folds: How many other folds held the cases out; 0: they validated the training.
     """
 
     offset: float

@@ -19,7 +19,7 @@ from covidseg_train.datasets.dataset import Dataset
 
 # What makes two trainings folds of one recipe, beside how many trainings each goes on from. Not after how many steps
 # validation was best, which differs from fold to fold.
-RECIPE = ("dataset", "strategy", "seed", "batch_size", "patch_shape", "optimiser", "checkpoint")
+RECIPE = ("dataset", "strategy", "seed", "batch_size", "patch_shape", "optimiser", "weights")
 
 # A case with less infection is shown and not averaged: a few voxels make its DSC 0 or 1.
 SMALLEST_REFERENCE_ML = 1.0
@@ -74,7 +74,7 @@ def measure_evidence(evidence: Evidence, training: Mapping[str, Any], segmenter:
 
 
 def held_out_rows(bundle: ModelBundle) -> list[Mapping[str, Any]]:
-    """Results of a bundle on cases that neither taught it nor picked its checkpoint."""
+    """Results of a bundle on cases that neither taught it nor validated its training."""
     picked = bundle.card.get("training", {}).get("validation", ())
     return [row for row in bundle.card.get("metrics", {}).get("held_out", ()) if row["case"] not in picked]
 

@@ -192,7 +192,7 @@ def held_out_by_folds(source: ExportSource, folds: Sequence[ExportSource]) -> li
 def move_decision(
     source: ExportSource, report: Report, fold_voxels: Sequence[LungVoxels] = (), folds: int = 0
 ) -> ExportSource:
-    """The source with its decision moved to where it is best on the cases that picked the checkpoint.
+    """The source with its decision moved to where it is best on the cases that validated the training.
 
     With other folds of its recipe: on the voxels of cases that these held out. The source itself comes back where that
     was done before, where no such case shows infection, and where the network has no last convolution of its own.

@@ -28,7 +28,7 @@ WATTS_A_CORE = 10.0
 # Fewer patients than these have no interval worth the name.
 FEWEST_PATIENTS = 3
 # Bundles up to 0.6.0 do not say which; it was the best.
-_CHECKPOINTS = {None: "", "best": ", its best weights on the validation cases", "last": ", its last weights"}
+_WEIGHTS = {None: "", "best": ", its best weights on the validation cases", "last": ", its last weights"}
 _HUB_LICENCE = re.compile(r"CC BY(-NC)?(-SA|-ND)? [34]\.0")
 
 
@@ -208,7 +208,7 @@ def _recipe_lines(description: Mapping[str, Any]) -> list[str]:
         f"{training['patch_shape']}, {training['steps']} steps of {training['batch_size']} patches, "
         f"{training['optimiser']}, strategy `{training['strategy']}`, seed {training['seed']}; "
         f"{training['minutes']} minutes of training. Experiment: `{training['experiment']}`"
-        f"{_CHECKPOINTS[training.get('checkpoint')]}.",
+        f"{_WEIGHTS[training.get('weights')]}.",
         f"Exported from {_describe_commit(description.get('commit'))}.",
     ]
 

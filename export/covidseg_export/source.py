@@ -40,7 +40,7 @@ class SourceCases:
         dataset: Name of the data set.
         root: Where its cases lie on this machine; None if nobody said.
         train: Those learned from.
-        validation: Those that picked the checkpoint, none of them learned from.
+        validation: Those that validated the training, none of them learned from.
         held_out: Those never read while training; cases that only drew a curve count where none is held out.
     """
 
@@ -52,7 +52,7 @@ class SourceCases:
 
     @property
     def untouched(self) -> tuple[str, ...]:
-        """Cases held out that did not pick the checkpoint either."""
+        """Cases held out that did not validate the training either."""
         return tuple(case for case in self.held_out if case not in self.validation)
 
 
@@ -115,7 +115,7 @@ def read_run(
         classes=CLASSES_BY_COUNT[config.network.classes],
         preprocessing=PreprocessingSpec(MODEL_ORIENTATION, config.grid.spacing_mm, config.grid.scaling),
         tile_plan=replace(config.tiles.plan(), fit=tile_fit(network)),
-        training={**describe_training(checkpoint), "checkpoint": which},
+        training={**describe_training(checkpoint), "weights": which},
         licence=dataset.licence,
         cases=SourceCases(
             dataset=dataset.name,

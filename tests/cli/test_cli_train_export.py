@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,32 @@ def test_the_best_of_a_folder_is_printed_and_exported(training: Result, here: Pa
     assert best.startswith("tiny, 1 cases")
     assert chosen == "chosen: tiny, 1 cases, all 1 folds"
     assert json.loads((here / "best-bundle" / "bundle.json").read_text())["network"]["architecture"] == "FoldEnsemble"
+
+
+def test_of_a_run_the_best_weights_are_exported_and_of_a_study_s_cell_the_last(training: Result, here: Path) -> None:
+    from covidseg_export.source import read_run
+    from covidseg_train.checkpoint import load_checkpoint
+
+    run, cell = here / "runs" / "tiny", here / "cell"
+    shutil.copytree(run, cell)
+    (cell / "measures.json").write_text("{}")
+    steps = {name: load_checkpoint(run / f"{name}.safetensors").progress.step for name in ("best", "last")}
+    assert steps["last"] == 20
+    for folder, which, expected in (
+        (run, None, "best"),
+        (run, "last", "last"),
+        (cell, None, "last"),
+        (cell, "best", "best"),
+    ):
+        trained = read_run(folder, version="1", which=which).training
+        assert (trained["weights"], trained["steps"]) == (expected, steps[expected])
+
+
+def test_the_last_weights_are_exported_where_they_are_asked_for(training: Result, here: Path) -> None:
+    result = covidseg("export", "runs/tiny", "-o", "last-bundle", "--checkpoint", "last")
+    assert result.exit_code == 0, result.output
+    assert json.loads((here / "last-bundle" / "bundle.json").read_text())["training"]["weights"] == "last"
+    assert "Experiment: `tiny`, its last weights." in (here / "last-bundle" / "MODEL_CARD.md").read_text()
 
 
 def test_a_bundle_can_be_exported_again_under_another_name(exporting: Result, here: Path) -> None:

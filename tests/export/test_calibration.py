@@ -158,7 +158,7 @@ def test_the_card_says_two_lines_or_that_there_is_no_calibration():
 def test_where_no_temperature_can_be_fitted_the_reason_is_said(tiny_bundle):
     bundle = load_bundle(tiny_bundle)
     assert calibration_problem(bundle, ("a",)) is None
-    assert "no case picked the checkpoint" in calibration_problem(bundle, ())
+    assert "no case validated the training" in calibration_problem(bundle, ())
     averaged = replace(bundle, tile_plan=TilePlan(TILE_SHAPE, 0.5, average="probabilities"))
     assert "not their logits" in calibration_problem(averaged, ("a",))
     no_lungs = replace(bundle, classes=("background", "infection"))

@@ -78,7 +78,7 @@ def test_an_ensemble_takes_none():
 
 def test_the_line_says_what_it_was_chosen_on():
     line = decision_in_a_line(choose_offset([case(1.0)]).to_dict())
-    assert line.startswith("+1 on the logit of infection, chosen on the 1 cases that picked the checkpoint (mean DSC")
+    assert line.startswith("+1 on the logit of infection, chosen on the 1 cases that validated the training (mean DSC")
 
 
 def test_the_line_says_that_other_folds_held_the_cases_out():

@@ -174,6 +174,19 @@ def test_a_case_that_picked_the_checkpoint_is_said_to_have():
     assert "Of these" not in section(write(describe(results=[other])), "Measured")
 
 
+def test_masses_drawn_into_lungs_are_called_simulated():
+    card = write(describe(training={**RECIPE, **OWN, "sources": [], "pretraining": [], "simulated_masses": 0.3}))
+    said = "Opaque masses, **simulated** by a program, in the lungs of 30% of the patches"
+    assert said in section(card, "Trained on")
+    assert "Opaque masses" not in write(describe())
+
+
+def test_the_card_says_which_weights_it_holds():
+    last = describe(training={**RECIPE, **OWN, "sources": [], "pretraining": [], "weights": "last"})
+    assert "Experiment: `study-fold0`, its last weights." in section(write(last), "Recipe")
+    assert "Experiment: `study-fold0`." in section(write(describe()), "Recipe")
+
+
 def test_energy_is_core_hours_and_an_assumption():
     energy = section(write(describe()), "Energy")  # 5400 s and 1800 s are two hours; at 10 W 0.02 kWh
     assert energy.strip().startswith("2 core-hours of processor time, pre-training included. At an assumed 10 W a core")

@@ -2,7 +2,8 @@
 
 Every cell is a folder with a training in it, and ``measures.json`` once it is finished; where the study refines, the
 second training lies in ``refined`` below it, a third in ``refined-2``, and the measures beside the last. A process
-takes a cell by a lock that its end releases, however it ends; start the command again, or several times at once, to go on.
+takes a cell by a lock that its end releases, however it ends; start the command again, or several times at once, to
+go on.
 """
 
 import csv
