@@ -6,7 +6,7 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
-from model_quality_scans import are_sides_swapped, dilated
+from model_quality_scans import are_sides_swapped, dilated, gaps_in_reference
 from model_quality_trial import Trial, covid_files, held_out
 
 from covidseg_runtime import compare_label_maps, read_volume
@@ -174,11 +174,14 @@ def _lungs_row(trial: Trial, case: str) -> dict[str, Any]:
     path = trial.data / "ct" / f"{case}_ct.nii.gz"
     scan, labels = read_volume(path), trial.segment(path).labels
     tumour = trial.mark(scan, case, "gtv")
-    reference, voxel_ml = trial.mark(scan, case, "lungs") | tumour, float(np.prod(scan.spacing_mm)) / 1000
+    lungs, voxel_ml = trial.mark(scan, case, "lungs"), float(np.prod(scan.spacing_mm)) / 1000
+    reference, gaps = lungs | tumour, gaps_in_reference(lungs, scan.spacing_mm)
     return {
         "case": case,
         "in_training": trial.use(case),
         "dice": round(dice(labels > 0, reference), 4),
+        "gaps_in_reference": gaps,
+        "dice_without_gaps": round(dice(*(np.delete(mask, gaps, axis=2) for mask in (labels > 0, reference))), 4),
         "predicted_ml": round(np.count_nonzero(labels) * voxel_ml, 1),
         "reference_ml": round(np.count_nonzero(reference) * voxel_ml, 1),
         "tumour_found": round(np.count_nonzero((labels > 0) & tumour) / np.count_nonzero(tumour), 3),

@@ -102,12 +102,16 @@ def _lungs(section: Row) -> Iterator[str]:
     yield "### Lungs with tumour"
     yield ""
     yield from _table(
-        ("case", "in training", "Dice", "predicted mL", "reference mL", "tumour found", "left and right swapped"),
+        (
+            *("case", "in training", "Dice", "without slices that lack a lung", "predicted mL", "reference mL"),
+            *("tumour found", "left and right swapped"),
+        ),
         [
             (
                 row["case"],
                 row["in_training"],
                 _number(row["dice"], 3),
+                f"{_number(row['dice_without_gaps'], 3)} ({len(row['gaps_in_reference'])} slices left out)",
                 _number(row["predicted_ml"], 0),
                 _number(row["reference_ml"], 0),
                 _number(row["tumour_found"], 2),

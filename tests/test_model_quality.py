@@ -15,6 +15,7 @@ from phantom import PHANTOM_SPACING_MM, phantom_hu, phantom_labels, spl_affine
 from benchmarks.model_quality_scans import (
     are_sides_swapped,
     dilated,
+    gaps_in_reference,
     grey_levels,
     thick_slices,
     unnamed_sources,
@@ -66,6 +67,16 @@ def test_a_patient_is_found_in_every_set_of_the_training(case: str, use: str) ->
 
 def test_what_the_bundle_does_not_name_is_told() -> None:
     assert unnamed_sources(TRAINING) == ["older/best.safetensors", "simulated-infection"]
+
+
+def test_a_gap_is_where_a_reference_lacks_a_lung() -> None:
+    mask = np.zeros((100, 100, 30), np.bool_)
+    for z in range(2, 28):
+        mask[: 10 + 3 * z, :80, z] = True  # grows towards one end, as lungs do
+    spacing_mm = (1.0, 1.0, 3.0)
+    assert gaps_in_reference(mask, spacing_mm) == []
+    mask[20:, :, [15, 16, 20]] = False
+    assert gaps_in_reference(mask, spacing_mm) == [15, 16, 20]
 
 
 def test_dilation_reaches_its_distance_in_mm_along_every_axis() -> None:
