@@ -45,6 +45,7 @@ class ExportOptions:
     triton: Path | None
     weights: Path | None
     decision_fold: tuple[Path, ...]
+    as_trained: bool
     fold: tuple[str, ...]
     external: tuple[str, Path] | None
     against: tuple[str, ...]
@@ -127,6 +128,11 @@ class ExportOptions:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Another fold of the recipe: where infection begins is chosen on the cases it held out; may be repeated. "
     "[default: on the cases that validated the training]",
+)
+@click.option(
+    "--as-trained",
+    is_flag=True,
+    help="Infection begins where the network says so; with --decision-fold those cases set the temperature alone.",
 )
 @click.option(
     "--fold",
@@ -239,7 +245,15 @@ def _source(source: str | None, wanted: ExportOptions) -> ExportSource:
         step=wanted.step or found.tile_plan.step,
         importance_sigma=wanted.importance_sigma or found.tile_plan.importance_sigma,
     )
-    return replace(found, name=wanted.name or found.name, licence=wanted.licence or found.licence, tile_plan=plan)
+    if wanted.as_trained and found.decision:
+        raise click.UsageError(f"--as-trained goes with a RUN; the decision of {found.name} was moved before")
+    return replace(
+        found,
+        name=wanted.name or found.name,
+        licence=wanted.licence or found.licence,
+        tile_plan=plan,
+        decision={} if wanted.as_trained else found.decision,
+    )
 
 
 def _read_source(source: str | None, wanted: ExportOptions) -> ExportSource:

@@ -144,6 +144,32 @@ def test_the_last_weights_are_exported_where_they_are_asked_for(training: Result
     assert "Experiment: `tiny`, its last weights." in (here / "last-bundle" / "MODEL_CARD.md").read_text()
 
 
+def test_the_decision_is_left_as_trained_where_that_is_asked_for(
+    training: Result, exporting: Result, here: Path
+) -> None:
+    result = covidseg("export", "runs/tiny", "-o", "as-trained", "--as-trained")
+    assert result.exit_code == 0, result.output
+    assert "decision:" not in result.stdout
+    description = json.loads((here / "as-trained" / "bundle.json").read_text())
+    assert "decision" not in description
+    assert description["calibration"]["cases"] == ["case_b"]
+    moved = json.loads((here / "tiny-bundle" / "bundle.json").read_text())["decision"]["infection_offset"]
+    as_trained, shipped = (_last_bias(here / name / "model.onnx") for name in ("as-trained", "tiny-bundle"))
+    np.testing.assert_allclose(shipped - as_trained, [0, 0, moved], atol=1e-6)
+    again = covidseg("export", "tiny-bundle", "-o", "none", "--as-trained", "--data", ".")
+    assert again.exit_code == 2
+    assert "the decision of tiny was moved before" in again.stderr
+
+
+def _last_bias(model: Path) -> np.ndarray:
+    import onnx
+    from onnx import numpy_helper
+
+    tensors = {one.name: one for one in onnx.load(model).graph.initializer}
+    (name,) = (one for one in tensors if one.endswith("heads.0.bias"))
+    return numpy_helper.to_array(tensors[name])
+
+
 def test_a_bundle_can_be_exported_again_under_another_name(exporting: Result, here: Path) -> None:
     result = covidseg("export", "tiny-bundle", "-o", "again", "--data", ".", "--name", "ours", "--model-version", "1.2",
                       "--step", "0.625", "--importance-sigma", "0.5")  # fmt: skip
