@@ -245,8 +245,6 @@ def _source(source: str | None, wanted: ExportOptions) -> ExportSource:
         step=wanted.step or found.tile_plan.step,
         importance_sigma=wanted.importance_sigma or found.tile_plan.importance_sigma,
     )
-    if wanted.as_trained and found.decision:
-        raise click.UsageError(f"--as-trained goes with a RUN; the decision of {found.name} was moved before")
     return replace(
         found,
         name=wanted.name or found.name,
