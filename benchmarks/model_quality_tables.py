@@ -111,7 +111,7 @@ def _lungs(section: Row) -> Iterator[str]:
                 row["case"],
                 row["in_training"],
                 _number(row["dice"], 3),
-                f"{_number(row['dice_without_gaps'], 3)} ({len(row['gaps_in_reference'])} slices left out)",
+                f"{_number(row['dice_without_gaps'], 3)} ({len(row['gaps_in_reference'])} left out)",
                 _number(row["predicted_ml"], 0),
                 _number(row["reference_ml"], 0),
                 _number(row["tumour_found"], 2),

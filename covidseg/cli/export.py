@@ -278,6 +278,10 @@ def _read_source(source: str | None, wanted: ExportOptions) -> ExportSource:
     folder = Path(str(source))
     if folder.is_dir() and not (folder / "bundle.json").is_file():
         return read_run(folder, **reading)
+    if wanted.checkpoint is not None or wanted.as_trained:
+        raise click.UsageError(
+            "--checkpoint and --as-trained go with a RUN; a bundle keeps its weights and its decision"
+        )
     return read_bundle(load_bundle(find_bundle(source)), version=wanted.model_version, data_root=wanted.data)
 
 

@@ -77,7 +77,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ORIENTATION = re.compile(r"(?=.*[LR])(?=.*[PA])(?=.*[IS])[LRPAIS]{3}")
 _PRECISIONS = ("fp32", "fp16", "int8")
-_CARD_KEYS = ("network", "training", "metrics", "parity", "intended_use", "licence", "calibration")
+_CARD_KEYS = ("network", "training", "metrics", "parity", "intended_use", "licence", "decision", "calibration")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class ModelBundle:
         preprocessing: How a scan becomes the network's input.
         tile_plan: How that input is cut into tiles.
         files: Every file that the bundle vouches for.
-        card: The rest of bundle.json: network, training, metrics, parity, intended_use, licence, calibration.
+        card: The rest of bundle.json: network, training, metrics, parity, intended_use, licence, decision, calibration.
         calibration: Temperature of the probability; `NOT_CALIBRATED` where bundle.json tells none.
     """
 

@@ -18,7 +18,7 @@ def remove_detached(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, f
 
     Lung and infection count together, so a lung that is wholly infected stays. Pieces are judged on voxels about 3 mm
     apart; a piece stays if it has a tenth of the largest one's volume, as the smaller of two lungs has. So does one of
-    10 mL and more in the upper half of the box around these, where the chest holds no other air that is as wide.
+    10 mL and more in the upper half of the box around these, where no bowel lies.
 
     Args:
         labels: (Z, Y, X), 0 to 3, in orientation SPL: z grows towards the head.
@@ -53,10 +53,12 @@ def _cut_off(
     """Which pieces, numbered from 1 in (z, y, x), are large and in the upper half of the box around the lungs."""
     from scipy import ndimage
 
-    places = ndimage.find_objects(pieces)
-    lows, highs = (np.array([[getattr(one, end) for one in place] for place in places]) for end in ("start", "stop"))
     cut_off = ~is_lung & (sizes * float(np.prod(spacing_mm)) / 1000.0 >= SMALLEST_CUT_OFF_ML)
     if cut_off.any():
+        places = ndimage.find_objects(pieces)
+        lows, highs = (
+            np.array([[getattr(one, end) for one in place] for place in places]) for end in ("start", "stop")
+        )
         low, high = lows[is_lung].min(axis=0), highs[is_lung].max(axis=0)
         cut_off &= (lows >= low).all(axis=1) & (highs <= high).all(axis=1)
         cut_off &= lows[:, 0] + highs[:, 0] > low[0] + high[0]

@@ -156,6 +156,9 @@ def test_the_decision_is_left_as_trained_where_that_is_asked_for(
     moved = json.loads((here / "tiny-bundle" / "bundle.json").read_text())["decision"]["infection_offset"]
     as_trained, shipped = (_last_bias(here / name / "model.onnx") for name in ("as-trained", "tiny-bundle"))
     np.testing.assert_allclose(shipped - as_trained, [0, 0, moved], atol=1e-6)
+    again = covidseg("export", "tiny-bundle", "-o", "none", "--as-trained", "--data", ".")
+    assert again.exit_code == 2
+    assert "a bundle keeps its weights and its decision" in again.stderr
 
 
 def _last_bias(model: Path) -> np.ndarray:
@@ -173,6 +176,7 @@ def test_a_bundle_can_be_exported_again_under_another_name(exporting: Result, he
     assert result.exit_code == 0, result.output
     described = json.loads((here / "again" / "bundle.json").read_text())
     assert (described["name"], described["version"]) == ("ours", "1.2")
+    assert described["decision"] == json.loads((here / "tiny-bundle" / "bundle.json").read_text())["decision"]
     assert (described["tile_plan"]["step"], described["tile_plan"]["importance_sigma"]) == (0.625, 0.5)
     first, second = (here / name / "model.onnx" for name in ("tiny-bundle", "again"))
     assert first.read_bytes() == second.read_bytes()

@@ -58,7 +58,8 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         p_class = p[:, foreground] * known
         sums += [(p_class * truth).sum(), p_class.sum(), truth.sum().float()]
     entropy = cross_entropy(logits, classes, ignore_index=IGNORED, reduction="sum")
-    entropy = entropy + ((logits.logsumexp(dim=1) - logits[:, 1:].logsumexp(dim=1)) * in_lung).sum()
+    undecided = logits.movedim(1, -1)[in_lung]  # (voxels, C): few, and none without opaque masses
+    entropy = entropy + (undecided.logsumexp(dim=1) - undecided[:, 1:].logsumexp(dim=1)).sum()
     sums += [entropy, (known | in_lung).sum().float()]
     whole = sum_over_ranks(torch.stack(sums))
     overlap, predicted, marked = whole[:-2].view(-1, 3).unbind(dim=1)
