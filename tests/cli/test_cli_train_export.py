@@ -109,7 +109,7 @@ def test_a_precision_outside_its_limits_writes_nothing(training: Result, here: P
 
 
 def test_the_best_of_a_folder_is_printed_and_exported(training: Result, here: Path) -> None:
-    result = covidseg("export", "--best", "runs", "--ensemble", "-o", "best-bundle")
+    result = covidseg("export", "--best", "runs", "--ensemble", "-o", "best-bundle", "--scan", "case_c_ct.nii.gz")
     assert result.exit_code == 0, result.output
     head, best, chosen, *_ = result.stdout.splitlines()
     assert head.split() == ["arm", "folds", "validation", "DSC", "NSD", "parameters"]
@@ -137,28 +137,29 @@ def test_of_a_run_the_best_weights_are_exported_and_of_a_study_s_cell_the_last(t
         assert (trained["weights"], trained["steps"]) == (expected, steps[expected])
 
 
-def test_the_last_weights_are_exported_where_they_are_asked_for(training: Result, here: Path) -> None:
-    result = covidseg("export", "runs/tiny", "-o", "last-bundle", "--checkpoint", "last")
-    assert result.exit_code == 0, result.output
-    assert json.loads((here / "last-bundle" / "bundle.json").read_text())["training"]["weights"] == "last"
-    assert "Experiment: `tiny`, its last weights." in (here / "last-bundle" / "MODEL_CARD.md").read_text()
+def test_the_last_weights_are_exported_as_trained_where_that_is_asked_for(training: Result, here: Path) -> None:
+    from covidseg_export.source import read_run
 
-
-def test_the_decision_is_left_as_trained_where_that_is_asked_for(
-    training: Result, exporting: Result, here: Path
-) -> None:
-    result = covidseg("export", "runs/tiny", "-o", "as-trained", "--as-trained")
+    result = covidseg(
+        "export", "runs/tiny", "-o", "as-trained", "--checkpoint", "last", "--as-trained", "--scan", "case_c_ct.nii.gz"
+    )
     assert result.exit_code == 0, result.output
     assert "decision:" not in result.stdout
     description = json.loads((here / "as-trained" / "bundle.json").read_text())
     assert "decision" not in description
+    assert description["training"]["weights"] == "last"
     assert description["calibration"]["cases"] == ["case_b"]
-    moved = json.loads((here / "tiny-bundle" / "bundle.json").read_text())["decision"]["infection_offset"]
-    as_trained, shipped = (_last_bias(here / name / "model.onnx") for name in ("as-trained", "tiny-bundle"))
-    np.testing.assert_allclose(shipped - as_trained, [0, 0, moved], atol=1e-6)
-    again = covidseg("export", "tiny-bundle", "-o", "none", "--as-trained", "--data", ".")
-    assert again.exit_code == 2
-    assert "a bundle keeps its weights and its decision" in again.stderr
+    assert "Experiment: `tiny`, its last weights." in (here / "as-trained" / "MODEL_CARD.md").read_text()
+    head = read_run(here / "runs" / "tiny", version="1", which="last").network.heads[0]
+    np.testing.assert_array_equal(_last_bias(here / "as-trained" / "model.onnx"), head.bias.detach().numpy())
+
+
+@pytest.mark.parametrize("option", [("--as-trained",), ("--checkpoint", "last")])
+def test_what_needs_a_run_refuses_a_bundle(here: Path, option: tuple[str, ...]) -> None:
+    result = covidseg("export", "default", "-o", "none", *option)
+    assert result.exit_code == 2
+    assert "a bundle keeps its weights and its decision" in result.stderr
+    assert not (here / "none").exists()
 
 
 def _last_bias(model: Path) -> np.ndarray:
@@ -172,7 +173,7 @@ def _last_bias(model: Path) -> np.ndarray:
 
 def test_a_bundle_can_be_exported_again_under_another_name(exporting: Result, here: Path) -> None:
     result = covidseg("export", "tiny-bundle", "-o", "again", "--data", ".", "--name", "ours", "--model-version", "1.2",
-                      "--step", "0.625", "--importance-sigma", "0.5")  # fmt: skip
+                      "--step", "0.625", "--importance-sigma", "0.5", "--scan", "case_c_ct.nii.gz")  # fmt: skip
     assert result.exit_code == 0, result.output
     described = json.loads((here / "again" / "bundle.json").read_text())
     assert (described["name"], described["version"]) == ("ours", "1.2")

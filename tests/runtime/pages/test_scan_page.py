@@ -132,11 +132,12 @@ def test_the_range_stands_with_the_cases_it_comes_from(demo: DemoPage) -> None:
 
 
 def test_warnings_come_before_every_number(demo: DemoPage) -> None:
-    (warning,) = demo.report["warnings"]
-    words = words_of(demo.page)
-    assert words.index(f"Warning {warning}") < words.index("Infected share of the lungs")
-    report = {**demo.report, "warnings": [warning, "<b>Second</b>."]}
-    assert f"Warnings {warning} <b>Second</b>." in words_of(render_scan_page(demo.volume, demo.labels, report))
+    def words_with(*warnings: str) -> str:
+        return words_of(render_scan_page(demo.volume, demo.labels, {**demo.report, "warnings": list(warnings)}))
+
+    one = words_with("The first.")
+    assert one.index("Warning The first.") < one.index("Infected share of the lungs")
+    assert "Warnings The first. <b>Second</b>." in words_with("The first.", "<b>Second</b>.")
 
 
 def test_it_says_what_it_is_not(demo: DemoPage) -> None:
