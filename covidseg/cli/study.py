@@ -27,6 +27,12 @@ from covidseg.cli.exit_codes import needs_extra
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:n.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of this process. [default: all]")
+@click.option(
+    "--cells",
+    multiple=True,
+    metavar="PATTERN",
+    help="Train only the cells whose folder's name fits, such as 'fold0-*' or '*-hybrid-*'; may be repeated.",
+)
 @click.option("--report-only", is_flag=True, help="Write table and plots of the cells that are finished.")
 @click.pass_context
 def study(  # noqa: PLR0913  (one parameter an option)
@@ -36,6 +42,7 @@ def study(  # noqa: PLR0913  (one parameter an option)
     output: Path | None,
     device: str,
     threads: int | None,
+    cells: tuple[str, ...],
     report_only: bool,  # noqa: FBT001  (click passes options by name)
 ) -> None:
     """Compare transfer strategies: sources × strategies × folds.
@@ -57,6 +64,6 @@ def study(  # noqa: PLR0913  (one parameter an option)
     if report_only:
         collect_results(loaded, places)
     else:
-        run_study(loaded, places, device=device, report=lambda line: click.echo(line, err=True))
+        run_study(loaded, places, device=device, report=lambda line: click.echo(line, err=True), only=cells)
     for path in write_study_report(loaded, places.study):
         click.echo(str(path))

@@ -7,10 +7,10 @@ go on.
 """
 
 import csv
+import fnmatch
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Literal
 from covidseg_runtime.errors import SettingsError
 from covidseg_runtime.metrics import CaseMeasures
 from covidseg_runtime.volume_files import write_json
+from covidseg_train.claim import claim
 from covidseg_train.config import DataConfig, ExperimentConfig, SourceConfig, Strategy, TransferConfig
 from covidseg_train.datasets.catalog import get_dataset
 from covidseg_train.datasets.dataset import find_named_cases
@@ -93,7 +94,9 @@ class Places:
         return self.study / "simulated"
 
 
-def run_study(study: StudyConfig, places: Places, *, device: str = "auto", report: Report) -> None:
+def run_study(
+    study: StudyConfig, places: Places, *, device: str = "auto", report: Report, only: Sequence[str] = ()
+) -> None:
     """Run what is left of a study, then write its results.
 
     Args:
@@ -101,15 +104,16 @@ def run_study(study: StudyConfig, places: Places, *, device: str = "auto", repor
         places: Folders.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
         report: Gets one line a finished piece of work.
+        only: As in `choose_cells`; pre-trainings are run whole.
 
     Raises:
-        SettingsError: If the folder holds another study.
+        SettingsError: If the folder holds another study, or no cell is chosen.
         VolumeError: If a case is missing or unsuitable.
     """
+    cells = choose_cells(study, only)
     places.study.mkdir(parents=True, exist_ok=True)
     require_same_study(study, places)
     make_simulated_cases(study, places)
-    cells = list_cells(study)
     while open_cells := [cell for cell in cells if not (places.result(cell, study) / MEASURES).is_file()]:
         worked = pretrain_what_is_free(study, places, device, report)
         worked |= train_what_is_free(study, places, open_cells, device, report)
@@ -149,6 +153,20 @@ def list_cells(study: StudyConfig) -> tuple[Cell, ...]:
             *(Cell(source.name, strategy, fold) for source in study.sources for strategy in study.strategies),
         )
     )
+
+
+def choose_cells(study: StudyConfig, patterns: Sequence[str]) -> tuple[Cell, ...]:
+    """The cells whose folder's name one of the patterns fits, as a shell's do; all of them without patterns.
+
+    Raises:
+        SettingsError: If a pattern fits none.
+    """
+    cells = {cell.folder_name: cell for cell in list_cells(study)}
+    for pattern in patterns:
+        if not fnmatch.filter(cells, pattern):
+            raise SettingsError(f"No cell of the study {study.name} is called {pattern!r}; it has {', '.join(cells)}.")
+    fits = {name for pattern in patterns or ("*",) for name in fnmatch.filter(cells, pattern)}
+    return tuple(cell for name, cell in cells.items() if name in fits)
 
 
 def make_simulated_cases(study: StudyConfig, places: Places) -> None:
@@ -370,18 +388,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
-
-
-@contextmanager
-def claim(lock: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock file while the block runs; whether it was free. The end of the process releases it."""
-    import fcntl
-
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
