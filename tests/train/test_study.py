@@ -170,6 +170,26 @@ def test_what_is_done_stays_done_and_what_is_lost_is_measured_again(study_file, 
     assert lost.read_text() == before
 
 
+def test_chosen_cells_alone_are_trained_and_reported(study_file, data, finished):
+    shutil.rmtree(finished / "cells")
+    result = run(study_file, data, finished, "--cells", "*-continual-two", "--cells", "fold0-hybrid-t*")
+    assert result.exit_code == 0, result.output
+    assert {path.parent.name for path in finished.glob("cells/*/measures.json")} == {
+        "fold0-continual-two",
+        "fold0-hybrid-two",
+    }
+    assert {row["strategy"] for row in rows(finished / "results.csv")} == {"continual", "hybrid"}
+    assert "2 of 6" in (finished / "study.md").read_text(encoding="utf-8")
+
+
+def test_cells_that_a_study_does_not_have_are_refused_by_name(study_file, data, tmp_path):
+    result = run(study_file, data, tmp_path / "out", "--cells", "*-hybrid-*", "--cells", "fold7-*")
+    assert result.exit_code == 2
+    assert "'fold7-*'" in result.stderr
+    assert "fold0-continual-two" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_study_does_not_go_on_in_the_same_folder(data, finished, tmp_path):
     other = tmp_path / "tiny.toml"
     other.write_text(STUDY.replace("learning_rate = 0.01", "learning_rate = 0.02"), encoding="utf-8")
