@@ -11,6 +11,7 @@ from covidseg_export.decision import decision_in_a_line
 from covidseg_export.evidence import SMALLEST_REFERENCE_ML, averaged, median_volume_error
 from covidseg_export.fine_tuning import fine_tuning_lines
 from covidseg_export.parity import ParityLimits
+from covidseg_export.provenance import describe_hosts
 from covidseg_train.datasets.catalog import DATASETS
 from covidseg_train.paired_tests import RESAMPLES, SEED, bootstrap_interval
 
@@ -181,15 +182,20 @@ def _set_lines(sets: Iterable[Mapping[str, Any]]) -> list[str]:
         simulated = "**simulated** by a program, no patient's lesions; " if one["is_simulated"] else ""
         cases = "every case" if one["train"] == ["*"] else f"{len(one['train'])}: {', '.join(one['train'])}"
         lines.append(f"- **{one['dataset']}** ({simulated}{one['licence']}). Cases: {cases}. Cite: {one['citation']}.")
+        lines += [
+            f"  Drawn into scans of {host['dataset']} ({host['licence']}). Cite: {host['citation']}."
+            for host in one["hosts"]
+        ]
         lines += [f"  Limits: {one['limits']}"] if one["limits"] else []
     return lines
 
 
 def _completed(one: Mapping[str, Any]) -> dict[str, Any]:
-    """A set with all that is said of one; bundles up to 0.2.0 left its limits to the catalogue."""
+    """A set with all that is said of one; bundles up to 0.2.0 left limits, up to 0.7.0 hosts to the catalogue."""
     known = next((dataset for dataset in DATASETS.values() if dataset.title == one["dataset"]), None)
     limits, is_simulated = (known.limits, known.is_simulated) if known else ("", False)
-    return {"limits": limits, "is_simulated": is_simulated, **one}
+    hosts = describe_hosts(one["train"]) if one.get("is_simulated", is_simulated) else []
+    return {"limits": limits, "is_simulated": is_simulated, "hosts": hosts, **one}
 
 
 def _training_sets(training: Mapping[str, Any]) -> list[Mapping[str, Any]]:

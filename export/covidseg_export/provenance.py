@@ -1,5 +1,6 @@
 """Where a bundle comes from: data and recipe of its training, and what it was pre-trained on."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from covidseg_runtime.errors import CovidsegError
 from covidseg_train.checkpoint import Checkpoint, load_checkpoint, read_origin
 from covidseg_train.config import ALL_CASES, ExperimentConfig, SourceConfig
 from covidseg_train.datasets.catalog import get_dataset
+from covidseg_train.datasets.simulated_infection import collections_of
 
 
 def describe_training(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def _describe_one(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def describe_set(source: SourceConfig) -> dict[str, Any]:
     """A set that was learned from, without the folders of this machine."""
-    dataset = get_dataset(source.dataset)
+    dataset, names = get_dataset(source.dataset), _case_names(source)
     return {
         "dataset": dataset.title,
         "licence": dataset.licence,
@@ -80,8 +82,16 @@ def describe_set(source: SourceConfig) -> dict[str, Any]:
         "limits": dataset.limits,
         "is_simulated": dataset.is_simulated,
         "task": source.task,
-        "train": _case_names(source),
+        "train": names,
+        **({"hosts": describe_hosts(names)} if dataset.is_simulated else {}),
     }
+
+
+def describe_hosts(names: Iterable[str]) -> list[dict[str, str]]:
+    """Whose scans simulated cases of these names were drawn into; their licence is that of the cases."""
+    return [
+        {"dataset": host.title, "licence": host.licence, "citation": host.citation} for host in collections_of(names)
+    ]
 
 
 def _case_names(source: SourceConfig) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from covidseg_export.model_card import write_model_card
 from covidseg_export.parity import ParityLimits
-from covidseg_runtime.bundle import default_bundle_path
+from covidseg_runtime.bundle import default_bundle_path, find_bundle
 from covidseg_train.config import config_from_dict
 from covidseg_train.paired_tests import bootstrap_interval
 
@@ -225,3 +225,12 @@ def test_a_network_that_no_training_takes_over_is_not_offered():
     description = describe()
     description["network"]["architecture"] = "HybridEncoderUNet"
     assert "Not possible from this bundle" in write(description)
+
+
+@pytest.mark.parametrize("name", ["default", "permissive"])
+def test_a_shipped_card_is_what_its_bundle_says_and_credits_whose_scans_were_drawn_into(name):
+    folder = find_bundle(name)
+    description = json.loads((folder / "bundle.json").read_text("utf-8"))
+    card = (folder / "MODEL_CARD.md").read_text("utf-8")
+    assert card == write_model_card(description, ParityLimits())
+    assert "Drawn into scans of LIDC-IDRI, whole scans (CC BY 3.0). Cite: Armato et al." in section(card, "Trained on")

@@ -77,3 +77,15 @@ def test_all_cases_are_those_that_lie_there(tmp_path):
         "simulated_h_2",
     ]
     assert describe_set(SourceConfig("simulated-infection", str(tmp_path / "none")))["train"] == ["*"]
+
+
+def test_simulated_cases_name_whose_scans_they_were_drawn_into(tmp_path):
+    names = ("simulated_LIDC-IDRI-0001_1", "simulated_LUNG1-005_12", "simulated_113_HM10395_phase40_1", "simulated_h_1")
+    described = describe_set(SourceConfig("simulated-infection", str(tmp_path), train=names))
+    assert [(host["dataset"], host["licence"]) for host in described["hosts"]] == [
+        ("LIDC-IDRI, whole scans", "CC BY 3.0"),
+        ("NSCLC-Radiomics, gross tumour volume", "CC BY-NC 3.0"),
+        ("4D-Lung, tumour", "CC BY 3.0"),
+    ]
+    assert describe_set(SourceConfig("simulated-infection", str(tmp_path), train=("simulated_h_1",)))["hosts"] == []
+    assert "hosts" not in describe_set(SourceConfig("covid-19-ct-seg", str(tmp_path)))

@@ -5,10 +5,19 @@ of one grid, in one folder. A program put the lesions in: the masks are what it 
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from covidseg_train.datasets import four_d_lung, lidc_idri, nsclc_radiomics_gtv
 from covidseg_train.datasets.dataset import CaseFiles, Dataset
 from covidseg_train.datasets.reading import read_nifti_case
+
+# By the ids that a collection gives its patients.
+_COLLECTIONS = {
+    r"LIDC-IDRI-\d{4}": lidc_idri.DATASET,
+    r"LUNG1-\d{3}": nsclc_radiomics_gtv.DATASET,
+    r"4DLung-\d{3}|\d{3}_HM10395.*": four_d_lung.DATASET,
+}
 
 _CT = "_ct.nii.gz"
 
@@ -24,6 +33,14 @@ def host_of(name: str) -> str:
     """``LIDC-IDRI-0001`` out of ``simulated_LIDC-IDRI-0001_2``."""
     match = re.fullmatch(r"simulated_(.+)_\d+", name)
     return match.group(1) if match else name
+
+
+def collections_of(names: Iterable[str]) -> tuple[Dataset, ...]:
+    """The published sets that the hosts of these cases come from, as far as their ids tell: whom to credit."""
+    hosts = [host_of(name) for name in names]
+    return tuple(
+        dataset for ids, dataset in _COLLECTIONS.items() if any(re.fullmatch(ids, host) is not None for host in hosts)
+    )
 
 
 DATASET = Dataset(
