@@ -10,33 +10,27 @@ from torch import nn
 
 from covidseg_export.source import load_bundle_network
 from covidseg_runtime.bundle import ModelBundle
-from covidseg_runtime.errors import BundleError
 from covidseg_train.checkpoint import save_weights
-from covidseg_train.hybrid import HybridEncoderUNet
 from covidseg_train.splits import task2_split
 from covidseg_train.unet import ConvBlock
 
 TARGET = "covid-19-ct-seg"
 _TARGET_OF_CLASSES = {2: "lesion", 3: "lung_and_lesion"}
-_ONE_ENCODER = ("UNet3d", "MultiTaskUNet")
+_STRATEGY_OF = {"UNet3d": "continual", "MultiTaskUNet": "continual", "HybridEncoderUNet": "hybrid"}
 
 
 def write_weights(bundle: ModelBundle, path: Path) -> None:
     """Write the weights of a bundle as a file for ``transfer.checkpoint``.
 
-    A bundle holds the finest head alone: ``continual`` needs ``network.supervised_levels = 1``. Batch normalisations
-    need ``run.still_statistics_after = 0``; ``unfold_batch_normalisations`` says why.
+    A bundle holds the finest head alone: ``continual``, and ``hybrid`` from a hybrid network, need
+    ``network.supervised_levels = 1``. Batch normalisations need ``run.still_statistics_after = 0``;
+    ``unfold_batch_normalisations`` says why.
 
     Raises:
-        BundleError: If the bundle does not describe its network, or no strategy could take its weights over.
+        BundleError: If the bundle does not describe its network, or holds an ensemble.
         OutputError: If the file cannot be written.
     """
     network = load_bundle_network(bundle)
-    if isinstance(network, HybridEncoderUNet):
-        raise BundleError(
-            f"bundle {bundle.name!r} holds a hybrid network, and every strategy takes over one encoder; give a bundle "
-            "of a UNet3d."
-        )
     unfold_batch_normalisations(network)
     origin = {"bundle": f"{bundle.name} {bundle.version}", "training": dict(bundle.card.get("training", {}))}
     save_weights(path, network.state_dict(), origin)
@@ -69,7 +63,7 @@ def fine_tuning_lines(description: Mapping[str, Any]) -> list[str]:
     """
     lines = ["## Fine-tuning on COVID-19-CT-Seg as published", ""]
     architecture, classes = description["network"]["architecture"], len(description["classes"])
-    if architecture not in _ONE_ENCODER or classes not in _TARGET_OF_CLASSES:
+    if architecture not in _STRATEGY_OF or classes not in _TARGET_OF_CLASSES:
         return [*lines, f"Not possible from this bundle: no training takes a {architecture} of {classes} classes over."]
     return [
         *lines,
@@ -104,7 +98,7 @@ def fine_tuning_experiment(description: Mapping[str, Any]) -> list[str]:
     """The lines of an experiment (TOML) that fits the bundle's network, grid and tiles.
 
     Args:
-        description: Content of bundle.json, of a network with one encoder.
+        description: Content of bundle.json, of a network that is no ensemble.
     """
     training, network = description["training"], description["network"]
     grid, tiles = description["preprocessing"], description["tile_plan"]
@@ -146,7 +140,8 @@ def fine_tuning_experiment(description: Mapping[str, Any]) -> list[str]:
         f"importance_sigma = {tiles['importance_sigma']}",
         f"average = {json.dumps(tiles['average'])}",
         "[transfer]",
-        'strategy = "continual"',
+        f"strategy = {json.dumps(_STRATEGY_OF[network['architecture']])}",
+        *([f"fusion = {json.dumps(network['fusion'])}"] if "fusion" in network else []),
         'checkpoint = "weights.safetensors"',
     ]
 

@@ -26,13 +26,18 @@ def covidseg(*arguments):
     return result
 
 
-@pytest.fixture(scope="module", params=["instance", "batch"])
+@pytest.fixture(scope="module", params=["instance", "batch", "hybrid"])
 def here(request, tmp_path_factory):
     """A folder with a tiny run, its bundle, and the bundle's weights."""
     folder = tmp_path_factory.mktemp(request.param)
     experiment = write_tiny_experiment(folder)
-    text = experiment.read_text("utf-8").replace("[network]", f'[network]\nnormalisation = "{request.param}"')
+    normalisation = "instance" if request.param == "instance" else "batch"
+    text = experiment.read_text("utf-8").replace("[network]", f'[network]\nnormalisation = "{normalisation}"')
     experiment.write_text(text, encoding="utf-8")
+    if request.param == "hybrid":
+        covidseg("train", experiment, "-o", folder / "source", "--device", "cpu")
+        source = folder / "source" / BEST
+        experiment.write_text(f'{text}\n[transfer]\nstrategy = "hybrid"\ncheckpoint = "{source}"\n', encoding="utf-8")
     covidseg("train", experiment, "-o", folder / "run", "--device", "cpu")
     covidseg("export", folder / "run", "-o", folder / "bundle", "--force", "--scan", folder / "case_c_ct.nii.gz")
     covidseg("export", folder / "bundle", "--weights", folder / "weights.safetensors")
@@ -90,11 +95,14 @@ def test_the_fine_tuned_bundle_knows_what_it_came_from(here, tmp_path):
     scan = here / "case_c_ct.nii.gz"
     covidseg("export", tmp_path / "run", "-o", tmp_path / "bundle", "--force", "--scan", scan)
     training = load_bundle(tmp_path / "bundle").card["training"]
-    (nearest,) = training["pretraining"]
-    assert (training["strategy"], training["steps"]) == ("continual", 2)
-    assert (nearest["bundle"], nearest["strategy"], nearest["train"]) == ("tiny 0.2.0", "scratch", ["case_a"])
+    nearest, *earlier = training["pretraining"]
+    is_hybrid = fine_tuning(here).transfer.strategy == "hybrid"
+    before, now = ("hybrid", "hybrid") if is_hybrid else ("scratch", "continual")
+    assert (training["strategy"], training["steps"]) == (now, 2)
+    assert (nearest["bundle"], nearest["strategy"], nearest["train"]) == ("tiny 0.2.0", before, ["case_a"])
+    assert [one["strategy"] for one in earlier] == (["scratch"] if is_hybrid else [])
     card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text("utf-8")
-    assert "`tiny`, of bundle tiny 0.2.0, strategy `scratch`" in card
+    assert f"`tiny`, of bundle tiny 0.2.0, strategy `{before}`" in card
 
 
 def test_weights_say_where_they_come_from_and_are_no_checkpoint(here):

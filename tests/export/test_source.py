@@ -88,9 +88,9 @@ def test_a_bundle_that_does_not_describe_its_network_is_one_sentence(tmp_path, t
         load_bundle_network(load_bundle(tiny_bundle))
 
 
-def test_a_bundle_that_no_strategy_takes_over_gives_no_weights(tmp_path):
-    bundle = write_bundle(tmp_path / "bundle", randomised(HybridEncoderUNet(SPEC)))
-    with pytest.raises(BundleError, match="every strategy takes over one encoder"):
+def test_an_ensemble_gives_no_weights(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", FoldEnsemble([randomised(UNet3d(SPEC)) for _ in range(2)]).eval())
+    with pytest.raises(BundleError, match="FoldEnsemble, which cannot be rebuilt in torch"):
         write_weights(bundle, tmp_path / "weights.safetensors")
     assert not (tmp_path / "weights.safetensors").exists()
 

@@ -207,7 +207,7 @@ def test_a_report_of_what_is_finished_is_written_at_any_time(study_file, data, f
 
 def test_a_refinement_goes_on_from_the_last_weights_and_is_what_is_measured(data, tmp_path):
     refined = tmp_path / "refined.toml"
-    text = STUDY.replace('["continual", "hybrid"]', '["continual"]').replace('joint = ["two"]', "")
+    text = STUDY.replace('["continual", "hybrid"]', '["hybrid"]').replace('joint = ["two"]', "")
     refined.write_text(
         text
         + "[[refinement]]\nlearning_rate = 0.005\n[refinement.run]\nepochs = 1\nsteps_per_epoch = 3\n"
@@ -224,6 +224,8 @@ def test_a_refinement_goes_on_from_the_last_weights_and_is_what_is_measured(data
         config = json.loads((after / "config.json").read_text())
         assert config["transfer"]["checkpoint"] == str(before / "last.safetensors")
         assert not (before / "measures.json").exists()
+    hybrid = json.loads((tmp_path / "out/cells/fold0-hybrid-two/refined-2/transfer.json").read_text())
+    assert (hybrid["strategy"], hybrid["new"], hybrid["skipped"]) == ("hybrid", [], [])
     assert json.loads((second / "config.json").read_text())["augmentation"]["affine_probability"] == 0.4
     assert config["augmentation"]["affine_probability"] == 0.0
     assert config["name"].endswith("-scratch-none-refined-2")

@@ -209,6 +209,22 @@ def test_the_ablation_of_the_fusion_takes_over_the_same_encoder(tmp_path):
     assert changed_by(training) == set(training.network.state_dict())
 
 
+@pytest.mark.parametrize("frozen_steps", [0, -1])
+@pytest.mark.parametrize("fusion", ["selective", "concatenation"])
+def test_a_hybrid_goes_on_from_a_hybrid_whole(tmp_path, fusion, frozen_steps):
+    checkpoint, _ = write_source(tmp_path / "source", experiment(seed=1))
+    config = with_transfer(experiment(), "hybrid", checkpoint, fusion=fusion)
+    hybrid, source = write_source(tmp_path / "hybrid", config)
+    config = with_transfer(experiment(), "hybrid", hybrid, fusion=fusion, frozen_steps=frozen_steps)
+    training = start(config, tmp_path / "run")
+    for name, value in training.network.state_dict().items():
+        assert torch.equal(value, source[name]), name
+    assert (training.transfer.new, training.transfer.skipped) == ((), ())
+    still = names_below(source, {"adapted_encoder"}) if frozen_steps else set()
+    assert set(training.transfer.frozen) == still
+    assert changed_by(training) == set(source) - still
+
+
 @pytest.mark.parametrize("strategy", TRANSFERRING)
 def test_a_source_of_another_width_is_refused_in_one_sentence(tmp_path, strategy):
     checkpoint, _ = write_source(tmp_path / "source", experiment(dataclasses.replace(SPEC, widths=(6, 8))))

@@ -306,14 +306,15 @@ def refined_name(index: int) -> str:
 def refined_experiment(
     first: ExperimentConfig, refinement: RefinementConfig, checkpoint: Path, index: int
 ) -> ExperimentConfig:
-    """A further training of a cell, from the last weights of the one before."""
+    """A further training of a cell, from the last weights of the one before; a hybrid stays one."""
+    strategy: Strategy = "hybrid" if first.transfer.strategy == "hybrid" else "continual"
     return replace(
         first,
         name=f"{first.name}-{refined_name(index)}",
         augmentation=refinement.augmentation or first.augmentation,
         optimiser=replace(first.optimiser, learning_rate=refinement.learning_rate),
         run=refinement.run,
-        transfer=replace(TransferConfig(), strategy="continual", checkpoint=str(checkpoint)),
+        transfer=TransferConfig(strategy, str(checkpoint), first.transfer.fusion),
     )
 
 

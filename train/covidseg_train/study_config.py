@@ -154,8 +154,6 @@ class StudyConfig:
         missing = sorted(set(self.joint) - {source.name for source in self.sources})
         if missing:
             raise SettingsError(f"joint names {', '.join(missing)}, which is no source.")
-        if self.refinement and "hybrid" in self.strategies:
-            raise SettingsError("refinement begins from a network with one encoder; leave hybrid out of strategies.")
 
 
 def load_study(name_or_path: str | Path) -> StudyConfig:

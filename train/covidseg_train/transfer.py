@@ -9,7 +9,8 @@ we have, so this is a reading:
 - ``body``: encoder and decoder transferred, new heads.
 - ``encoder``: encoder transferred, new decoder and heads.
 - ``hybrid``: the encoder transferred as the adapted encoder beside a new dedicated one; fusion, decoder and heads
-  are new.
+  are new. From a hybrid network it goes on: everything is transferred, and what is frozen or trains at its own rate
+  is the adapted encoder as ever.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,9 @@ TRANSFERRED_PARTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "encoder": {"encoder": "encoder"},
         "hybrid": {"encoder": "adapted_encoder"},
     }
+)
+_WHOLE_HYBRID: Mapping[str, str] = MappingProxyType(
+    {part: part for part in ("adapted_encoder", "dedicated_encoder", "fusions", "decoder", "heads")}
 )
 
 
@@ -88,7 +92,8 @@ def apply_transfer(network: nn.Module, source: Mapping[str, Tensor], transfer: T
 
     Args:
         network: What ``build_network`` gave; changed in place.
-        source: Tensors of the other network (``encoder.…``, ``decoder.…``, ``heads.…``); empty for ``scratch``.
+        source: Tensors of the other network (``encoder.…``, ``decoder.…``, ``heads.…``, of a hybrid those of its
+            parts); empty for ``scratch``.
         transfer: The strategy.
 
     Raises:
@@ -97,7 +102,7 @@ def apply_transfer(network: nn.Module, source: Mapping[str, Tensor], transfer: T
     own = network.state_dict()
     loaded: dict[str, Tensor] = {}
     taken: set[str] = set()
-    for source_part, own_part in TRANSFERRED_PARTS[transfer.strategy].items():
+    for source_part, own_part in _parts_from(source, transfer).items():
         for name in (name for name in own if name.startswith(f"{own_part}.")):
             names = _source_names(source, source_part, name.removeprefix(f"{own_part}."))
             loaded[name] = _promised(source, names, own[name].shape)
@@ -105,7 +110,7 @@ def apply_transfer(network: nn.Module, source: Mapping[str, Tensor], transfer: T
     with torch.no_grad():
         for name, tensor in loaded.items():
             own[name].copy_(tensor)
-    frozen = _freeze(network, loaded) if transfer.frozen_steps == -1 else ()
+    frozen = _freeze(network, transfer, loaded) if transfer.frozen_steps == -1 else ()
     return TransferReport(
         strategy=transfer.strategy,
         source=transfer.checkpoint,
@@ -114,6 +119,11 @@ def apply_transfer(network: nn.Module, source: Mapping[str, Tensor], transfer: T
         skipped=tuple(name for name in source if name not in taken),
         frozen=frozen,
     )
+
+
+def _parts_from(source: Mapping[str, Tensor], transfer: TransferConfig) -> Mapping[str, str]:
+    goes_on = transfer.strategy == "hybrid" and any(name.startswith("dedicated_encoder.") for name in source)
+    return _WHOLE_HYBRID if goes_on else TRANSFERRED_PARTS[transfer.strategy]
 
 
 def _source_names(source: Mapping[str, Tensor], part: str, rest: str) -> list[str]:
@@ -134,11 +144,13 @@ def _promised(source: Mapping[str, Tensor], names: Sequence[str], shape: torch.S
     return first if len(names) == 1 else torch.stack([source[name] for name in names]).mean(dim=0)
 
 
-def _freeze(network: nn.Module, loaded: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _freeze(network: nn.Module, transfer: TransferConfig, loaded: Mapping[str, Tensor]) -> tuple[str, ...]:
+    parts = tuple(f"{part}." for part in TRANSFERRED_PARTS[transfer.strategy].values())
+    frozen = tuple(name for name in loaded if name.startswith(parts))
     for name, parameter in network.named_parameters():
-        if name in loaded:
+        if name in frozen:
             parameter.requires_grad = False
-    return tuple(loaded)
+    return frozen
 
 
 def still_normalisations(network: nn.Module, config: ExperimentConfig, step: int) -> list[nn.Module]:
