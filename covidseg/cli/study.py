@@ -51,6 +51,8 @@ def study(  # noqa: PLR0913  (one parameter an option)
     start it several times at once, on several devices, to share the work.
     """
     refuse_unknown_options(ctx)
+    if report_only and cells:
+        raise click.UsageError("--cells chooses what is trained, and --report-only trains nothing; give one of them.")
     with needs_extra("train", "A study"):
         import torch
 

@@ -188,6 +188,8 @@ def test_cells_that_a_study_does_not_have_are_refused_by_name(study_file, data, 
     assert "'fold7-*'" in result.stderr
     assert "fold0-continual-two" in result.stderr
     assert not (tmp_path / "out").exists()
+    result = run(study_file, data, tmp_path / "out", "--cells", "*-hybrid-*", "--report-only")
+    assert (result.exit_code, "give one of them" in result.stderr) == (2, True)
 
 
 def test_another_study_does_not_go_on_in_the_same_folder(data, finished, tmp_path):
