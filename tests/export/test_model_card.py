@@ -223,8 +223,16 @@ def test_the_experiment_of_the_card_is_one_and_keeps_held_out_patients_held_out(
 
 def test_a_network_that_no_training_takes_over_is_not_offered():
     description = describe()
-    description["network"]["architecture"] = "HybridEncoderUNet"
+    description["network"]["architecture"] = "FoldEnsemble"
     assert "Not possible from this bundle" in write(description)
+
+
+def test_fine_tuning_of_a_hybrid_stays_a_hybrid_with_its_fusion():
+    description = describe()
+    description["network"] |= {"architecture": "HybridEncoderUNet", "fusion": "concatenation"}
+    (block,) = re.findall(r"```toml\n(.*?)```", write(description), re.DOTALL)
+    transfer = tomllib.loads(block)["transfer"]
+    assert transfer == {"strategy": "hybrid", "fusion": "concatenation", "checkpoint": "weights.safetensors"}
 
 
 @pytest.mark.parametrize("name", ["default", "permissive"])
