@@ -38,11 +38,11 @@ from covidseg_train.schedule import poly_learning_rate
 from covidseg_train.source_commit import source_commit
 from covidseg_train.torch_engine import TorchEngine
 from covidseg_train.transfer import (
-    TRANSFERRED_PARTS,
     TransferReport,
     apply_transfer,
     build_network,
     still_normalisations,
+    transferred_prefixes,
 )
 from covidseg_train.unet import SegmentationNetwork
 from covidseg_train.validate import validate
@@ -241,8 +241,8 @@ def build_optimiser(network: SegmentationNetwork, config: ExperimentConfig) -> O
 
 def transferred_names(network: SegmentationNetwork, config: ExperimentConfig) -> frozenset[str]:
     """Names of the parameters that the strategy takes over."""
-    parts = tuple(f"{part}." for part in TRANSFERRED_PARTS[config.transfer.strategy].values())
-    return frozenset(name for name, _ in network.named_parameters() if name.startswith(parts))
+    prefixes = transferred_prefixes(config.transfer)
+    return frozenset(name for name, _ in network.named_parameters() if name.startswith(prefixes))
 
 
 def resume(training: Training, last: Path) -> None:

@@ -121,6 +121,11 @@ def apply_transfer(network: nn.Module, source: Mapping[str, Tensor], transfer: T
     )
 
 
+def transferred_prefixes(transfer: TransferConfig) -> tuple[str, ...]:
+    """How the names of tensors begin in the parts of the new network that the strategy takes over."""
+    return tuple(f"{part}." for part in TRANSFERRED_PARTS[transfer.strategy].values())
+
+
 def _parts_from(source: Mapping[str, Tensor], transfer: TransferConfig) -> Mapping[str, str]:
     goes_on = transfer.strategy == "hybrid" and any(name.startswith("dedicated_encoder.") for name in source)
     return _WHOLE_HYBRID if goes_on else TRANSFERRED_PARTS[transfer.strategy]
@@ -145,8 +150,7 @@ def _promised(source: Mapping[str, Tensor], names: Sequence[str], shape: torch.S
 
 
 def _freeze(network: nn.Module, transfer: TransferConfig, loaded: Mapping[str, Tensor]) -> tuple[str, ...]:
-    parts = tuple(f"{part}." for part in TRANSFERRED_PARTS[transfer.strategy].values())
-    frozen = tuple(name for name in loaded if name.startswith(parts))
+    frozen = tuple(name for name in loaded if name.startswith(transferred_prefixes(transfer)))
     for name, parameter in network.named_parameters():
         if name in frozen:
             parameter.requires_grad = False
@@ -164,5 +168,4 @@ def still_normalisations(network: nn.Module, config: ExperimentConfig, step: int
     transfer = config.transfer
     if 0 <= transfer.frozen_steps <= step:
         return []
-    parts = tuple(f"{part}." for part in TRANSFERRED_PARTS[transfer.strategy].values())
-    return [module for name, module in named if name.startswith(parts)]
+    return [module for name, module in named if name.startswith(transferred_prefixes(transfer))]
